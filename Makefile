@@ -1,0 +1,46 @@
+# Two commands do all the set-up: `make demo` runs the main job, `make test` passes the tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PROTO := protos/pilotfish_core/proto/v1/verifier.proto
+
+.PHONY: demo check test lint types proto clean
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
+	@# torch first: its pinned build for the CPU; anything looser pulls gigabytes of CUDA packages
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]' --group dev
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/pilotfish demo
+
+check: $(STAMP) lint types
+	$(BIN)/python -m pytest -q -m 'not slow'
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+# The stubs are committed. They are made by an old generator on purpose: what it writes imports on protobuf 5.29 to 7.
+PROTOENV := $(VENV)/proto
+$(PROTOENV)/bin/python:
+	$(PYTHON) -m venv $(PROTOENV)
+	$@ -m pip install --quiet --disable-pip-version-check grpcio-tools==1.70.0 mypy-protobuf==3.6.0 'protobuf<6' 'setuptools<81'
+
+proto: $(PROTOENV)/bin/python
+	PATH="$(CURDIR)/$(PROTOENV)/bin:$$PATH" $(PROTOENV)/bin/python -m grpc_tools.protoc -I protos --python_out=$(or $(OUT),shared) \
+		--grpc_python_out=$(or $(OUT),shared) --mypy_out=quiet:$(or $(OUT),shared) --mypy_grpc_out=quiet:$(or $(OUT),shared) $(PROTO)
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,1 @@
+"""The cloud verifier: engines, the gRPC service and its command."""

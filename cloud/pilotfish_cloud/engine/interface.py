@@ -1,0 +1,108 @@
+"""The engine interface: asynchronous messages in, events out. The same shape for a thread, a process and vLLM.
+
+An engine owns each generation's ``CloudCore``: draft runs reach the scheduler without passing through the service's
+event loop twice, and an engine in another process needs no shared state.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from pilotfish_core.drafts import Commit, DraftRun
+from pilotfish_core.errors import PilotfishError
+from pilotfish_core.parameters import SamplingParams
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What the service tells devices about the target."""
+
+    model: str  # the folder's name
+    fingerprint: str  # hash of everything that decides the bits (DESIGN section 1, promise 1)
+    tokenizer_hash: str
+    vocabulary_size: int  # the tokenizer's: ids from here on are masked
+    max_model_len: int  # prompt + output
+    max_draft_tokens: int
+    deterministic: bool
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class OpenRequest:
+    """A generation to begin, or to continue from what the device holds.
+
+    ``key`` names the stream within the engine: unique, never used again. ``output`` are the committed tokens of a
+    resume. ``cache_salt`` separates tenants in the prefix cache; the server derives it, never the client.
+    """
+
+    key: str
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    output: tuple[int, ...] = ()
+    cache_salt: bytes = b""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class OpenedEvent:
+    """The generation was admitted. ``cached_tokens`` of its prompt + output came from the prefix cache."""
+
+    key: str
+    cached_tokens: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class CommitEvent:
+    """Tokens were committed; a commit with a finish is the last event of its key."""
+
+    key: str
+    commit: Commit
+    step_ended: float  # time.monotonic() seconds, for the service's delay metric
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FailedEvent:
+    """The generation ended without a finish; the last event of its key. An abort by the caller yields none."""
+
+    key: str
+    error: PilotfishError
+
+
+EngineEvent = OpenedEvent | CommitEvent | FailedEvent
+
+# Called from the engine's own thread with all events of one step; must not block nor raise.
+EventListener = Callable[[Sequence[EngineEvent]], None]
+
+
+class Engine(abc.ABC):
+    """Verifies drafts with the target. Methods may be called from any thread and never block on a step.
+
+    Messages for a key that is unknown or has ended are dropped: the device cannot know yet.
+    """
+
+    info: EngineInfo
+
+    @abc.abstractmethod
+    def start(self, listener: EventListener) -> None:
+        """Begin stepping. ``listener`` receives every event."""
+
+    @abc.abstractmethod
+    def open(self, request: OpenRequest) -> None:
+        """Begin or continue a generation; answered by OpenedEvent or FailedEvent."""
+
+    @abc.abstractmethod
+    def push(self, key: str, run: DraftRun) -> None:
+        """Draft tokens arrived; a run that breaks the protocol fails its own generation only."""
+
+    @abc.abstractmethod
+    def acknowledge(self, key: str, length: int) -> None:
+        """The device holds the committed tokens up to ``length``."""
+
+    @abc.abstractmethod
+    def abort(self, key: str) -> None:
+        """End a generation and free what it holds. No further events for its key after those already sent."""
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Stop stepping, fail what is running with Unavailable, join the worker."""

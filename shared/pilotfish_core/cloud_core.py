@@ -1,0 +1,255 @@
+"""The cloud's half of the protocol for one generation: verify, finish, commit. No I/O, no clock.
+
+Events go in (each with ``now`` in seconds of any monotonic clock), values come out. The scheduler asks ``draft`` for
+what to verify, the engine hands ``step`` the target's tokens, and the commit goes to the device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Sequence
+from typing import Protocol
+
+from pilotfish_core.drafts import Commit, DraftBuffer, DraftRun, Finish, Origin, RunFate, TokenLogprobs
+from pilotfish_core.errors import PilotfishError, ProtocolViolation, ResumeRefused, Unavailable
+
+
+class FinishRule(Protocol):
+    """Decides where an answer ends; keeps its own state over the tokens pushed so far."""
+
+    def push(self, token: int) -> Finish | None:
+        """Take in the next output token; returns the finish that it completes, if any."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CloudLimits:
+    """What the cloud grants one generation."""
+
+    max_draft_tokens: int = 64  # held beyond the commit, and thereby the device's largest window
+    max_unacknowledged: int = 512  # committed tokens beyond the device's last acknowledgement
+    acknowledge_timeout_s: float = 120.0  # paused for that long: the device is gone
+
+
+@dataclasses.dataclass(slots=True)
+class VerifyCounts:
+    """Counters of one generation. ``accepted_at[i]`` counts accepted tokens at draft position i of a step."""
+
+    steps: int = 0
+    drafted_steps: int = 0  # steps that had at least one draft token
+    draft_tokens: int = 0  # verified rows beyond the plain decode row
+    accepted_tokens: int = 0
+    stale_runs: int = 0
+    drafted_at: list[int] = dataclasses.field(default_factory=list)
+    accepted_at: list[int] = dataclasses.field(default_factory=list)
+
+    def record(self, drafted: int, accepted: int) -> None:
+        """Count one step."""
+        self.steps += 1
+        self.drafted_steps += drafted > 0
+        self.draft_tokens += drafted
+        self.accepted_tokens += accepted
+        while len(self.drafted_at) < drafted:
+            self.drafted_at.append(0)
+            self.accepted_at.append(0)
+        for index in range(drafted):
+            self.drafted_at[index] += 1
+            self.accepted_at[index] += index < accepted
+
+
+class CloudState(enum.Enum):
+    """Life of a generation on one replica."""
+
+    RUNNING = "running"
+    FINISHED = "finished"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+
+class CloudCore:
+    """One generation's protocol state in the cloud.
+
+    ``output`` starts as what the device claims to hold (empty at first, its committed tokens on a resume) and grows
+    with each commit; committed tokens are never changed.
+
+    Between ``draft`` and ``step`` (a step of the engine in flight) runs and acknowledgements may arrive; they touch
+    the buffer only, and the next ``draft`` sees them.
+    """
+
+    def __init__(
+        self,
+        *,
+        prompt_length: int,
+        output: Sequence[int],
+        finish_rule: FinishRule,
+        vocabulary_size: int,
+        max_output: int,
+        limits: CloudLimits,
+        now: float,
+    ) -> None:
+        self.prompt_length = prompt_length
+        self.output: list[int] = list(output)
+        self.limits = limits
+        self.counts = VerifyCounts()
+        self.finish: Finish | None = None
+        self.state = CloudState.RUNNING
+        self._finish_rule = finish_rule
+        self._max_output = max_output
+        self._buffer = DraftBuffer(
+            prompt_length,
+            self.output,
+            max_ahead=limits.max_draft_tokens,
+            vocabulary_size=vocabulary_size,
+        )
+        self._acknowledged = self.length
+        self._paused_since: float | None = None
+        self._verifying: tuple[int, ...] | None = None
+
+    @property
+    def length(self) -> int:
+        """Committed length: prompt + output."""
+        return self.prompt_length + len(self.output)
+
+    @property
+    def runnable(self) -> bool:
+        """Whether a step may be scheduled: running, not paused, none in flight."""
+        return self.state is CloudState.RUNNING and self._paused_since is None and self._verifying is None
+
+    @property
+    def paused(self) -> bool:
+        """Whether it waits for the device to acknowledge."""
+        return self._paused_since is not None
+
+    @property
+    def buffered(self) -> int:
+        """Valid draft tokens waiting."""
+        return len(self._buffer)
+
+    def open(self, now: float) -> Commit | None:
+        """Evaluate the finish over a resumed output first: a lost last commit must not generate past the end.
+
+        Returns an empty commit with the finish when the output is complete already. Raises ResumeRefused when the
+        output goes on after its own end.
+        """
+        for index, token in enumerate(self.output):
+            finish = self._finish_rule.push(token)
+            if finish is None:
+                continue
+            if index != len(self.output) - 1:
+                raise ResumeRefused(
+                    f"the resumed output has {len(self.output)} tokens but ends after {index + 1} "
+                    f"({finish.reason}); it cannot be continued"
+                )
+            return self._finished(finish)
+        return None
+
+    def receive(self, run: DraftRun, now: float) -> RunFate:
+        """A draft run arrived. Raises ProtocolViolation (see DraftBuffer.receive)."""
+        if self.state is not CloudState.RUNNING:
+            return RunFate.STALE
+        fate = self._buffer.receive(run)
+        self.counts.stale_runs += fate is not RunFate.KEPT
+        return fate
+
+    def acknowledge(self, length: int, now: float) -> None:
+        """The device holds the committed tokens up to ``length``. Raises ProtocolViolation beyond what was sent."""
+        if length > self.length:
+            raise ProtocolViolation(f"length {length} acknowledged, but only {self.length} is committed")
+        self._acknowledged = max(self._acknowledged, length)
+        if self._paused_since is not None and self._unacknowledged < self.limits.max_unacknowledged:
+            self._paused_since = None
+
+    def cancel(self, now: float) -> None:
+        """The caller, or a newer attempt, ended it. A step in flight is thrown away by ``step``."""
+        if self.state is CloudState.RUNNING:
+            self.state = CloudState.CANCELLED
+            self._buffer.clear()
+
+    def fail(self, now: float) -> None:
+        """The engine could not go on."""
+        if self.state is CloudState.RUNNING:
+            self.state = CloudState.FAILED
+            self._buffer.clear()
+
+    def draft(self, limit: int, now: float) -> tuple[int, ...]:
+        """Begin a step: the draft tokens to verify, at most ``limit``, the first at the committed length.
+
+        Never more than can still be committed: the last row always yields one more token.
+        """
+        if not self.runnable:
+            raise ValueError(f"a step was begun on a generation that is {self.state.value}, paused or in a step")
+        limit = min(limit, self._max_output - len(self.output) - 1)
+        self._verifying = self._buffer.peek(max(limit, 0))
+        return self._verifying
+
+    def abandon_step(self) -> None:
+        """The step begun by ``draft`` will not be computed (preempted); the drafts stay."""
+        self._verifying = None
+
+    def step(
+        self, targets: Sequence[int], now: float, logprobs: Sequence[TokenLogprobs] | None = None
+    ) -> Commit | None:
+        """End a step: ``targets[j]`` is the target's token after the committed prefix and j draft tokens.
+
+        ``len(targets)`` is the number of draft tokens + 1. Returns the commit, or None when the generation was
+        cancelled meanwhile.
+        """
+        drafted, self._verifying = self._verifying, None
+        if self.state is not CloudState.RUNNING:
+            return None
+        if drafted is None or len(targets) != len(drafted) + 1:
+            raise ValueError(f"{len(targets)} target tokens for draft {drafted}")
+        accepted = 0
+        while accepted < len(drafted) and drafted[accepted] == targets[accepted]:
+            accepted += 1
+        position, tokens, finish = self.length, list[int](), None
+        for token in targets[: accepted + 1]:
+            tokens.append(token)
+            finish = self._finish_rule.push(token)
+            if finish is not None:
+                break
+        accepted = min(accepted, len(tokens))
+        self.counts.record(len(drafted), accepted)
+        self.output.extend(tokens)
+        self._buffer.committed()
+        origin = Origin.CLOUD
+        if drafted:
+            origin = Origin.BONUS if accepted == len(drafted) else Origin.RECOVERED
+        commit = Commit(
+            position=position,
+            tokens=tuple(tokens),
+            accepted=accepted,
+            origin=origin,
+            logprobs=None if logprobs is None else tuple(logprobs[: len(tokens)]),
+        )
+        if finish is not None:
+            return dataclasses.replace(commit, finish=self._finished(finish).finish)
+        if self._unacknowledged >= self.limits.max_unacknowledged:
+            self._paused_since = now
+        return commit
+
+    def next_deadline(self) -> float | None:
+        """When ``expired`` should be asked next; None when nothing is pending."""
+        if self.state is CloudState.RUNNING and self._paused_since is not None:
+            return self._paused_since + self.limits.acknowledge_timeout_s
+        return None
+
+    def expired(self, now: float) -> PilotfishError | None:
+        """The deadline passed: fails a generation whose device stopped acknowledging, and says so."""
+        deadline = self.next_deadline()
+        if deadline is None or now < deadline:
+            return None
+        self.fail(now)
+        return Unavailable(
+            f"the device acknowledged nothing for {self.limits.acknowledge_timeout_s:g} s; resume to go on"
+        )
+
+    @property
+    def _unacknowledged(self) -> int:
+        return self.length - self._acknowledged
+
+    def _finished(self, finish: Finish) -> Commit:
+        self.finish = finish
+        self.state = CloudState.FINISHED
+        self._buffer.clear()
+        return Commit(position=self.length, tokens=(), finish=finish)

@@ -1,0 +1,444 @@
+"""The device's half of the protocol for one generation: draft ahead, commit, roll back, resume. No I/O, no clock.
+
+The driver feeds events (each with ``now`` in seconds of any monotonic clock) and carries out the actions returned, in
+order. Drafting is asked for: when ``draft_task`` returns a task the driver runs it in the drafter and brings the result
+to ``drafted``; at most one task is out at a time.
+
+::
+
+    IDLE -start-> CONNECTING -opened-> STREAMING -finish-> FINISHED
+                      ^  ^                 |
+                      |  '-expired- WAITING <-lost-   (FAILED when it cannot be retried, CANCELLED by the caller)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import random
+from collections.abc import Sequence
+
+from pilotfish_core.drafts import Commit, DraftRun, Finish, FinishReason, Origin, TokenLogprobs
+from pilotfish_core.errors import PilotfishError, ProtocolViolation, Unavailable
+from pilotfish_core.messages import Opened, Ping, Pong
+from pilotfish_core.retry import RetryPolicy
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceConfig:
+    """How far and how the device drafts, and when it worries about the link."""
+
+    window: int = 8  # draft tokens beyond the last commit that the device knows
+    draft_chunk: int = 1  # tokens per draft task: small, so that a commit is noticed soon
+    acknowledge_every: int = 32  # committed tokens; draft runs that open a branch acknowledge for free
+    retry: RetryPolicy = dataclasses.field(default_factory=RetryPolicy)
+    ping_after_s: float = 20.0  # of silence; under the 60 s after which proxies close idle streams
+    ping_timeout_s: float = 10.0
+    open_timeout_s: float = 30.0  # from Connect to Opened
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Connect:
+    """Open a new stream (the next address after a failure) and send Open with this attempt number."""
+
+    attempt: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SendDraft:
+    """Send a draft run, with an acknowledgement riding along."""
+
+    run: DraftRun
+    acknowledged: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SendAcknowledge:
+    """Send an acknowledgement."""
+
+    length: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SendPing:
+    """Send a ping: nothing was heard for a while."""
+
+    ping: Ping
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Deliver:
+    """Hand committed tokens to the app."""
+
+    tokens: tuple[int, ...]
+    origins: tuple[Origin, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class End:
+    """The generation is over: finished, or failed with an error. The driver closes stream and drafter."""
+
+    finish: Finish | None
+    error: PilotfishError | None = None
+
+
+Action = Connect | SendDraft | SendAcknowledge | SendPing | Deliver | End
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DraftTask:
+    """Rewind the drafter to ``keep`` tokens, extend it by ``extend``, draft up to ``count``."""
+
+    keep: int
+    extend: tuple[int, ...]
+    count: int
+
+    @property
+    def start(self) -> int:
+        """Position of the first token to draft."""
+        return self.keep + len(self.extend)
+
+
+class DeviceState(enum.Enum):
+    """Life of a generation on the device."""
+
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    STREAMING = "streaming"
+    WAITING = "waiting"  # to try again
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+_ENDED = (DeviceState.FINISHED, DeviceState.FAILED, DeviceState.CANCELLED)
+
+
+@dataclasses.dataclass(slots=True)
+class DraftCounts:
+    """Counters of one generation on the device."""
+
+    drafted: int = 0
+    sent: int = 0
+    accepted: int = 0
+    commits: int = 0
+    bonus: int = 0
+    recovered: int = 0
+    cloud: int = 0
+    rollbacks: int = 0
+    reconnects: int = 0
+
+
+class DeviceCore:
+    """One generation's protocol state on the device.
+
+    ``output`` is the caller's list of committed output tokens (the generation holds it); it only ever grows.
+    ``max_tokens`` bounds the whole output.
+    """
+
+    def __init__(
+        self,
+        *,
+        prompt: Sequence[int],
+        output: list[int],
+        max_tokens: int,
+        config: DeviceConfig,
+        drafting: bool,
+        attempt: int = 0,
+        jitter: random.Random | None = None,
+    ) -> None:
+        self.state = DeviceState.IDLE
+        self.counts = DraftCounts()
+        self.attempt = attempt
+        self.output = output
+        self._prompt = tuple(prompt)
+        self._max_tokens = max_tokens
+        self._config = config
+        self._jitter = jitter or random.Random()
+        self._drafting = drafting
+        self._window = config.window
+        self._max_length: int | None = None  # the target's context, known once opened
+        # The draft: _tail holds tokens at [length, length + len(_tail)), all sent once streaming. A tail that is
+        # dropped bumps _epoch, so that the result of a task begun before is seen to be stale.
+        self._tail: list[int] = []
+        self._branch = -1
+        self._branch_open = False  # whether the current branch has been sent on this stream
+        self._epoch = 0
+        self._task: tuple[DraftTask, int] | None = None
+        self._synced = 0  # the drafter's first tokens that equal prompt + output + tail
+        self._drafter_dry = False  # it had nothing to propose; asked again after the next commit
+        self._acknowledged = 0
+        self._acknowledge_every = config.acknowledge_every
+        self._failures = 0
+        self._retry_at: float | None = None
+        self._connecting_since = 0.0
+        self._heard_at = 0.0
+        self._ping: tuple[Ping, float] | None = None
+        self._nonce = 0
+
+    @property
+    def length(self) -> int:
+        """Committed length: prompt + output."""
+        return len(self._prompt) + len(self.output)
+
+    @property
+    def tail(self) -> tuple[int, ...]:
+        """The draft beyond the committed prefix."""
+        return tuple(self._tail)
+
+    @property
+    def ended(self) -> bool:
+        """Whether an End was returned."""
+        return self.state in _ENDED
+
+    def start(self, now: float) -> list[Action]:
+        """Begin, or continue a loaded generation."""
+        if self.state is not DeviceState.IDLE:
+            raise ValueError(f"a generation was started that is {self.state.value}")
+        return self._connect(now)
+
+    def opened(self, message: Opened, now: float) -> list[Action]:
+        """The cloud granted the stream: draft what is already drafted as its first branch."""
+        if self.state is not DeviceState.CONNECTING:
+            return self._end(ProtocolViolation("the verifier opened a stream that was not asked for"))
+        self.state = DeviceState.STREAMING
+        self._heard_at = now
+        self._window = min(self._config.window, message.max_draft_tokens)
+        self._max_length = message.max_model_len
+        self._acknowledged = self.length
+        self._branch, self._branch_open = -1, False
+        # An acknowledgement must come before the cloud pauses for the lack of it.
+        self._acknowledge_every = max(1, min(self._config.acknowledge_every, message.max_unacknowledged // 2))
+        self._limit_tail()
+        return self._send(tuple(self._tail))
+
+    def committed(self, commit: Commit, now: float) -> list[Action]:
+        """The cloud committed tokens. What is known already is dropped; a gap loses the stream, which resumes."""
+        if self.state is not DeviceState.STREAMING:
+            return []
+        self._heard_at = now
+        if commit.position > self.length:
+            return self.lost(Unavailable(f"commits are missing: got {commit.position}, hold {self.length}"), now)
+        known = min(self.length - commit.position, len(commit.tokens))
+        begin = commit.position - len(self._prompt)
+        if begin < 0 or list(commit.tokens[:known]) != self.output[begin : begin + known]:
+            return self._end(ProtocolViolation("the verifier changed tokens that it had committed"))
+        actions: list[Action] = []
+        fresh = commit.tokens[known:]
+        if fresh:
+            self._failures = 0
+            self._count(commit, known)
+            self._advance(fresh)
+            actions.append(
+                Deliver(
+                    fresh,
+                    tuple(commit.origin_of(index) for index in range(known, len(commit.tokens))),
+                    None if commit.logprobs is None else commit.logprobs[known:],
+                )
+            )
+        if commit.finish is not None:
+            self.state = DeviceState.FINISHED
+            self._forget_draft()
+            return [*actions, End(commit.finish)]
+        if self.length - self._acknowledged >= self._acknowledge_every:
+            self._acknowledged = self.length
+            actions.append(SendAcknowledge(self.length))
+        return actions
+
+    def draft_task(self, now: float) -> DraftTask | None:
+        """What the drafter should do next; None when it should rest. The caller must bring the result."""
+        if not self._drafting or self._task is not None or self._drafter_dry or self.ended:
+            return None
+        if self.state is DeviceState.IDLE:
+            return None
+        count = min(self._config.draft_chunk, self._draft_limit() - len(self._tail))
+        if count <= 0:
+            return None
+        task = DraftTask(self._synced, self._context(self._synced), count)
+        self._task = (task, self._epoch)
+        self._synced = task.start
+        return task
+
+    def drafted(self, tokens: Sequence[int], now: float) -> list[Action]:
+        """The drafter's result for the task that is out; none means that it has nothing to propose."""
+        if self._task is None:
+            raise ValueError("a draft was brought that was not asked for")
+        (task, epoch), self._task = self._task, None
+        self.counts.drafted += len(tokens)
+        if self.ended:
+            return []
+        fresh = tuple(tokens)
+        if epoch != self._epoch:
+            fresh = self._salvage(task, fresh)
+        else:
+            self._synced = task.start + len(fresh)
+            self._drafter_dry = not fresh
+        before = len(self._tail)
+        self._tail.extend(fresh)
+        self._limit_tail()
+        if self.state is not DeviceState.STREAMING:
+            return []
+        return self._send(tuple(self._tail[before:]))
+
+    def drafter_failed(self) -> None:
+        """The drafter cannot go on; the cloud decodes alone from here."""
+        self._task = None
+        self._drafting = False
+        self._forget_draft()
+
+    def heard(self, message: Pong, now: float) -> list[Action]:
+        """A pong arrived."""
+        self._heard_at = now
+        if self._ping is not None and self._ping[0].nonce == message.nonce:
+            self._ping = None
+        return []
+
+    def lost(self, error: PilotfishError, now: float) -> list[Action]:
+        """The stream ended without a finish. Waits and reconnects where that can help, else ends with the error."""
+        if self.state not in (DeviceState.CONNECTING, DeviceState.STREAMING):
+            return []
+        if not error.retryable:
+            return self._end(error)
+        self._failures += 1
+        delay = self._config.retry.delay(self._failures, error.retry_after_s, self._jitter)
+        if delay is None:
+            return self._end(error)
+        self.state = DeviceState.WAITING
+        self.counts.reconnects += 1
+        self._retry_at = now + delay
+        self._ping = None
+        return []
+
+    def cancel(self, now: float) -> list[Action]:
+        """The caller ends the generation; what is committed stays."""
+        if self.ended:
+            return []
+        self.state = DeviceState.CANCELLED
+        self._forget_draft()
+        return [End(Finish(FinishReason.ABORT))]
+
+    def next_deadline(self) -> float | None:
+        """When to call ``expired`` if nothing else happens before."""
+        if self.state is DeviceState.WAITING:
+            return self._retry_at
+        if self.state is DeviceState.CONNECTING:
+            return self._connecting_since + self._config.open_timeout_s
+        if self.state is DeviceState.STREAMING:
+            if self._ping is not None:
+                return self._ping[1] + self._config.ping_timeout_s
+            return self._heard_at + self._config.ping_after_s
+        return None
+
+    def expired(self, now: float) -> list[Action]:
+        """A deadline may have passed: try again, ask whether the link lives, or give the stream up."""
+        deadline = self.next_deadline()
+        if deadline is None or now < deadline:
+            return []
+        if self.state is DeviceState.WAITING:
+            return self._connect(now)
+        if self.state is DeviceState.CONNECTING:
+            return self.lost(Unavailable(f"no answer to open within {self._config.open_timeout_s:g} s"), now)
+        if self._ping is not None:
+            return self.lost(Unavailable(f"nothing heard from the verifier for {now - self._heard_at:.0f} s"), now)
+        self._nonce += 1
+        self._ping = (Ping(self._nonce), now)
+        return [SendPing(self._ping[0])]
+
+    def _connect(self, now: float) -> list[Action]:
+        self.state = DeviceState.CONNECTING
+        self._retry_at = None
+        self._connecting_since = now
+        self.attempt += 1
+        return [Connect(self.attempt)]
+
+    def _end(self, error: PilotfishError) -> list[Action]:
+        self.state = DeviceState.FAILED
+        self._forget_draft()
+        return [End(None, error)]
+
+    def _draft_limit(self) -> int:
+        """How long the tail may be: the window, and no token that could not be committed before the last one."""
+        limit = min(self._window, self._max_tokens - len(self.output) - 1)
+        if self._max_length is not None:
+            limit = min(limit, self._max_length - self.length - 1)
+        return max(limit, 0)
+
+    def _limit_tail(self) -> None:
+        """Cut what is beyond the limit, which a new stream may have lowered."""
+        limit = self._draft_limit()
+        if len(self._tail) > limit:
+            del self._tail[limit:]
+            self._synced = min(self._synced, self.length + limit)
+            self._epoch += 1
+
+    def _context(self, start: int) -> tuple[int, ...]:
+        """Tokens of prompt + output + tail from position ``start`` on."""
+        prompt_length = len(self._prompt)
+        if start >= prompt_length:
+            after = self.output[start - prompt_length :]
+            skipped = max(start - self.length, 0)
+            return (*after, *self._tail[skipped:])
+        return (*self._prompt[start:], *self.output, *self._tail)
+
+    def _advance(self, fresh: tuple[int, ...]) -> None:
+        """Move the committed prefix: keep the tail where it agrees, drop it where the target went elsewhere."""
+        agreed = 0
+        while agreed < min(len(fresh), len(self._tail)) and self._tail[agreed] == fresh[agreed]:
+            agreed += 1
+        if agreed == len(fresh):
+            del self._tail[:agreed]
+        else:
+            self.counts.rollbacks += agreed < len(self._tail)
+            self._synced = min(self._synced, self.length + agreed)
+            self._forget_draft()
+        self.output.extend(fresh)
+        self._drafter_dry = False
+
+    def _forget_draft(self) -> None:
+        self._tail.clear()
+        self._branch_open = False
+        self._epoch += 1
+
+    def _salvage(self, task: DraftTask, tokens: tuple[int, ...]) -> tuple[int, ...]:
+        """Of a stale result, what the target has since agreed with keeps the drafter's state, and what goes on from
+        there is still a draft. Returns those tokens beyond the committed length.
+        """
+        if self._synced != task.start or self._tail:
+            return ()
+        decided = self.output[task.start - len(self._prompt) :] if task.start >= len(self._prompt) else []
+        agreed = 0
+        while agreed < min(len(tokens), len(decided)) and tokens[agreed] == decided[agreed]:
+            agreed += 1
+        if agreed < len(decided):
+            self._synced = task.start + agreed
+            return ()
+        self._synced = task.start + len(tokens)
+        return tokens[agreed:]
+
+    def _send(self, tokens: tuple[int, ...]) -> list[Action]:
+        """Send tokens that were just put at the end of the tail."""
+        if not tokens:
+            return []
+        acknowledged = None
+        if not self._branch_open:
+            self._branch += 1
+            self._branch_open = True
+            if self._acknowledged < self.length:
+                acknowledged = self._acknowledged = self.length
+        start = self.length + len(self._tail) - len(tokens)
+        self.counts.sent += len(tokens)
+        return [SendDraft(DraftRun(self._branch, start, tokens), acknowledged)]
+
+    def _count(self, commit: Commit, known: int) -> None:
+        self.counts.commits += 1
+        for index in range(known, len(commit.tokens)):
+            match commit.origin_of(index):
+                case Origin.ACCEPTED:
+                    self.counts.accepted += 1
+                case Origin.BONUS:
+                    self.counts.bonus += 1
+                case Origin.RECOVERED:
+                    self.counts.recovered += 1
+                case _:
+                    self.counts.cloud += 1

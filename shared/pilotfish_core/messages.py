@@ -1,0 +1,72 @@
+"""What opens a stream, as the cores and drivers see it (``wire`` turns it into frames)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+from pilotfish_core.parameters import SamplingParams
+
+PROTOCOL_VERSION: Final = 1
+GENERATION_ID_BYTES: Final = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """The device begins a generation, or continues one with the committed tokens that it holds.
+
+    ``tokenizer_hash`` is hex. ``fingerprint`` is the one the generation began with, empty at first; a replica with
+    another one refuses the resume unless ``allow_other_fingerprint``.
+    """
+
+    model: str
+    tokenizer_hash: str
+    generation_id: bytes
+    attempt: int
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    output: tuple[int, ...] = ()
+    fingerprint: str = ""
+    allow_other_fingerprint: bool = False
+    protocol_version: int = PROTOCOL_VERSION
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """The cloud's answer: what it grants. ``other_fingerprint`` marks a resume under other numerics."""
+
+    model: str
+    fingerprint: str
+    max_model_len: int
+    max_draft_tokens: int
+    max_unacknowledged: int
+    cached_tokens: int = 0
+    other_fingerprint: bool = False
+    drafts: tuple[str, ...] = ()
+    protocol_version: int = PROTOCOL_VERSION
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """The device holds the committed tokens below position ``length``."""
+
+    length: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ping:
+    """Keeps proxies from closing an idle stream, and tells a half-open one."""
+
+    nonce: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pong:
+    """The answer to a Ping."""
+
+    nonce: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PrefixUnknown:
+    """The cloud does not know the prompt prefix that Open named by hash: send the ids."""

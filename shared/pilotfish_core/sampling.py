@@ -1,0 +1,424 @@
+"""Coupled sampling of one row of logits: the specification, and a fast exact way to it (numpy, one thread).
+
+Order of operations, in float64 from the logits on::
+
+    adjusted = logits + logit_bias, then repetition, presence and frequency penalties; banned ids and ids from
+               vocab_size on masked
+    scaled   = (adjusted - max adjusted) / temperature
+    order    = adjusted descending, equal ones by ascending id
+    kept     = the longest common prefix of ``order`` under
+               min_p   scaled >= log(min_p) - SLACK
+               top_k   the first k
+               top_p   of what min_p and top_k left: the smallest prefix whose mass reaches
+                       top_p * (1 - SLACK) of theirs, the crossing token included
+    token    = argmax over kept of scaled + G(seed, position, id); equal scores: the lowest id
+
+SLACK (1e-10) makes sets with an exact answer (masses .4 .3 .2 .1, top_p .7) independent of an engine's last bit. Temperature 0
+is the first of ``order``; filters and noise play no part.
+
+``filtered_logits`` is the plain reading of this. ``coupled_token`` and ``coupled_candidates`` give the same tokens
+without sorting the vocabulary or making its noise: see ``_race``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pilotfish_core.errors import InvalidParameter, NumericalFailure
+from pilotfish_core.noise import GUMBEL_MAX, Floats, Ids, gumbel_of_words, least_word, words_at
+from pilotfish_core.parameters import SamplingParams
+
+Logits = NDArray[Any]  # [padded vocabulary], any float dtype
+
+SLACK: Final = 1e-10
+SMALL: Final = 1024  # sets up to this size are scored or sorted outright
+_ROUNDING: Final = 1e-9  # nats: covers the rounding of scores where bounds are compared; never decides a result
+_SPARE: Final = 6  # candidates beyond those asked for, so that top_p rarely needs a sort
+
+
+class TokenHistory:
+    """Tokens so far, counted as the penalties need them; follows a draft forwards and back in O(1) a token.
+
+    ``length`` counts output tokens. ``push``, ``extend`` and ``rewind`` mutate; nothing else does. The penalties at a
+    position count the prompt, the output and the draft tokens before it, so: push them, sample, rewind.
+    """
+
+    def __init__(self, prompt: Sequence[int] = (), output: Sequence[int] = ()) -> None:
+        unique = np.unique(np.asarray(prompt, dtype=np.int64))
+        if unique.size and unique[0] < 0:
+            raise InvalidParameter.of("prompt token", int(unique[0]), "a non-negative token id")
+        self._slots = {int(token): slot for slot, token in enumerate(unique)}
+        self._ids = unique
+        self._counts = np.zeros(unique.size, dtype=np.int64)
+        self._prompt_ids = unique.size
+        self._output: list[int] = []
+        self.extend(output)
+
+    @property
+    def length(self) -> int:
+        """Number of output tokens held."""
+        return len(self._output)
+
+    def push(self, token: int) -> None:
+        """Append one output token."""
+        if token < 0:
+            raise InvalidParameter.of("token", token, "a non-negative token id")
+        slot = self._slots.setdefault(token, len(self._slots))
+        if slot >= self._ids.size:
+            grown = max(64, 2 * slot)
+            self._ids = np.concatenate([self._ids, np.zeros(grown - slot, dtype=np.int64)])
+            self._counts = np.concatenate([self._counts, np.zeros(grown - slot, dtype=np.int64)])
+        self._ids[slot] = token
+        self._counts[slot] += 1
+        self._output.append(token)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Append output tokens."""
+        for token in tokens:
+            self.push(token)
+
+    def rewind(self, length: int) -> None:
+        """Forget output tokens from ``length`` on. Raises ValueError when that many are not held."""
+        if not 0 <= length <= len(self._output):
+            raise ValueError(f"cannot rewind to {length} of {len(self._output)} output tokens")
+        for token in self._output[length:]:
+            self._counts[self._slots[token]] -= 1
+        del self._output[length:]
+
+    def seen(self, vocab_size: int) -> tuple[Ids, Ids]:
+        """Ids below ``vocab_size`` in prompt or output (each once), and how often each occurs in the output."""
+        ids, counts = self._ids[: len(self._slots)], self._counts[: len(self._slots)]
+        held = counts > 0
+        held[: self._prompt_ids] = True
+        held &= ids < vocab_size
+        return ids[held], counts[held]
+
+
+def filtered_logits(
+    logits: Logits,
+    params: SamplingParams,
+    *,
+    history: TokenHistory | None = None,
+    banned: Sequence[int] = (),
+    vocab_size: int | None = None,
+) -> Floats:
+    """``scaled`` where kept and -inf elsewhere, float64 ``[vocab_size]``: the specification, plainly.
+
+    The most likely token is at 0; softmax of the result is the target's distribution p. Temperature 0 leaves only
+    the arg-max. ``history`` matters only with penalties (none: nothing seen). Raises NumericalFailure when a logit
+    is NaN or +inf, or when nothing is left to choose.
+    """
+    adjusted, top = _adjusted(logits, params, history, banned, vocab_size)
+    result = np.full(adjusted.size, -np.inf)
+    if params.is_greedy:
+        result[int(adjusted.argmax())] = 0.0
+        return result
+    order = np.argsort(-adjusted.astype(np.float64), kind="stable")
+    scaled = _scaled(adjusted[order], top, params.temperature)
+    kept = _kept_count(scaled, params)
+    result[order[:kept]] = scaled[:kept]
+    return result
+
+
+def coupled_token(
+    logits: Logits,
+    params: SamplingParams,
+    position: int,
+    *,
+    seed: int | None = None,
+    history: TokenHistory | None = None,
+    banned: Sequence[int] = (),
+    vocab_size: int | None = None,
+) -> int:
+    """The token at ``position`` (index in prompt + output) under the shared noise.
+
+    ``seed`` is ``params.seed`` unless given (sub-seeds of n > 1). Exact: equal to
+    ``argmax(filtered_logits(...) + gumbel_row(...))``. Raises as ``filtered_logits``.
+    """
+    return coupled_candidates(
+        logits, params, position, 1, seed=seed, history=history, banned=banned, vocab_size=vocab_size
+    )[0]
+
+
+def coupled_candidates(
+    logits: Logits,
+    params: SamplingParams,
+    position: int,
+    count: int,
+    *,
+    seed: int | None = None,
+    history: TokenHistory | None = None,
+    banned: Sequence[int] = (),
+    vocab_size: int | None = None,
+) -> list[int]:
+    """The ``count`` best tokens by ``scaled + G``, best first; fewer when the filters keep fewer.
+
+    Temperature 0: by adjusted logit. Exact, equal scores by lowest id. Raises as ``filtered_logits``.
+    """
+    if count < 1:
+        raise ValueError(f"count is {count}; expected at least 1")
+    adjusted, top = _adjusted(logits, params, history, banned, vocab_size)
+    if params.is_greedy:
+        if count == 1:
+            return [int(adjusted.argmax())]  # numpy's arg-max is the first of equals
+        ids = _largest(adjusted, min(count, adjusted.size))
+        ids = ids[np.argsort(-adjusted[ids].astype(np.float64), kind="stable")]
+        return [int(token) for token in ids if adjusted[token] > -np.inf]
+    race = _Race(params.temperature, top, params.seed if seed is None else seed, position)
+    ids, values = _after_min_p_and_top_k(adjusted, top, params)
+    if params.top_p < 1.0:
+        return _nucleus_candidates(race, ids, values, params, count)
+    return race.best(ids, values, count).tolist()
+
+
+def token_logprobs(
+    logits: Logits, tokens: Sequence[int], best: int, *, vocab_size: int | None = None
+) -> tuple[list[float], list[tuple[int, float]]]:
+    """Log-probabilities under the raw logits (no bias, penalty or filter; ids from ``vocab_size`` on excluded).
+
+    Returns those of ``tokens``, and ``(id, logprob)`` of the ``best`` most likely, best first, ties by lowest id.
+    """
+    row, top = _checked(logits, vocab_size)
+    shifted = row.astype(np.float64) - top
+    log_total = math.log(float(np.exp(shifted).sum()))
+    ids = _largest(row, min(best, row.size)) if best else np.empty(0, dtype=np.int64)
+    ids = ids[np.argsort(-shifted[ids], kind="stable")]
+    return (
+        [float(shifted[token]) - log_total for token in tokens],
+        [(int(token), float(shifted[token]) - log_total) for token in ids],
+    )
+
+
+def penalised(values: Floats, counts: Ids, params: SamplingParams) -> Floats:
+    """Logits of seen tokens after the repetition, presence and frequency penalties (``counts``: in the output)."""
+    values = np.where(values > 0, values / params.repetition_penalty, values * params.repetition_penalty)
+    values = values - np.where(counts > 0, params.presence_penalty, 0.0)
+    result: Floats = values - params.frequency_penalty * counts
+    return result
+
+
+def bias_by_id(params: SamplingParams, vocab_size: int) -> dict[int, float]:
+    """The logit bias of each id below ``vocab_size``; entries for one id add up in their order."""
+    total: dict[int, float] = {}
+    for token, bias in params.logit_bias:
+        if token < vocab_size:
+            total[token] = total.get(token, 0.0) + bias
+    return total
+
+
+class _Race:
+    """Finds the best of ``scaled + G`` among tokens without making noise for those that cannot win.
+
+    A few likely tokens run first. Their best score so far bounds the rest twice: a token whose logit could not win
+    even with the greatest variate needs no word, and a word too small for the best remaining logit needs no
+    logarithm. Both bounds are exact.
+    """
+
+    def __init__(self, temperature: float, top: float, seed: int, position: int) -> None:
+        self.temperature, self.top, self.seed, self.position = temperature, top, seed, position
+
+    def best(self, ids: Ids | None, values: Logits, count: int) -> Ids:
+        """Ids of the ``count`` best, best first. ``ids`` (None: all) ascend; ``values`` are their adjusted logits."""
+        picks: Ids = np.arange(values.size) if values.size <= SMALL else self._contenders(ids, values, count)
+        tokens = picks if ids is None else ids[picks]
+        scores = self.scaled(values[picks])
+        scores = scores + gumbel_of_words(words_at(self.seed, self.position, tokens))
+        order = np.argsort(-scores, kind="stable")[:count]  # tokens ascend, so equal scores keep the lowest id first
+        return tokens[order[scores[order] > -np.inf]]
+
+    def scaled(self, values: Logits) -> Floats:
+        return _scaled(values, self.top, self.temperature)
+
+    def _contenders(self, ids: Ids | None, values: Logits, count: int) -> Ids:
+        """Indices (ascending) into ``values`` of a set that surely holds the ``count`` best."""
+        level = _level(values, max(SMALL // 2, 2 * count))
+        head = np.flatnonzero(values >= level)
+        if head.size > 4 * SMALL:  # flat logits: any few will do as a first bound
+            head, level = head[: SMALL // 2], values.dtype.type(self.top)
+        scores = self.scaled(values[head])
+        scores = scores + gumbel_of_words(words_at(self.seed, self.position, head if ids is None else ids[head]))
+        if head.size < count:
+            return np.arange(values.size)
+        bound = float(np.partition(scores, head.size - count)[head.size - count]) - _ROUNDING
+        floor = _round_down(self.top + self.temperature * (bound - GUMBEL_MAX), values.dtype)
+        if floor >= level and float(level) < self.top:
+            return head
+        rest = np.flatnonzero(values >= floor)
+        tokens = rest if ids is None else ids[rest]
+        words = words_at(self.seed, self.position, tokens)
+        # The rest lies below ``level``; the head is added back whole.
+        needed = least_word(bound - float(self.scaled(np.asarray([level]))[0]))
+        return np.union1d(head, rest[words >= needed])
+
+
+def _nucleus_candidates(race: _Race, ids: Ids | None, values: Logits, params: SamplingParams, count: int) -> list[int]:
+    """Candidates under top_p, mostly without sorting: score a superset of the nucleus, then test its best."""
+    if values.size > SMALL:
+        weight = _Mass(race)
+        target = params.top_p * (1.0 - SLACK) * weight.total(values)
+        part = _likely_nucleus(values, race, params.top_p)
+        weights = weight.each(values[part])
+        if float(weights.sum()) < target * (1.0 + SLACK):
+            part, weights = np.flatnonzero(values > -np.inf), np.empty(0)
+        values = values[part]
+        ids = part if ids is None else ids[part]
+        weights = weights if weights.size else weight.each(values)
+        wanted = count + _SPARE
+        found = race.best(ids, values, wanted)
+        places = np.searchsorted(ids, found)
+        kept = []
+        for token, place in zip(found.tolist(), places.tolist(), strict=True):
+            before = values > values[place]
+            before[:place] |= values[:place] == values[place]
+            if float(weights[before].sum()) < target:
+                kept.append(token)
+                if len(kept) == count:
+                    return kept
+        if found.size < wanted:
+            return kept
+        order = np.argsort(-values.astype(np.float64), kind="stable")
+        reached = int(np.searchsorted(np.cumsum(weights[order]), target)) + 1
+        order = np.sort(order[:reached])
+        return race.best(ids[order], values[order], count).tolist()
+    order = np.argsort(-values.astype(np.float64), kind="stable")
+    kept_count = _kept_count(race.scaled(values[order]), params)
+    order = np.sort(order[:kept_count])
+    return race.best(order if ids is None else ids[order], values[order], count).tolist()
+
+
+class _Mass:
+    """Softmax numerators of adjusted logits, in pieces that stay in the cache."""
+
+    PIECE: Final = 8192
+
+    def __init__(self, race: _Race) -> None:
+        self._race = race
+
+    def each(self, values: Logits) -> Floats:
+        return np.exp(self._race.scaled(values))
+
+    def total(self, values: Logits) -> float:
+        return math.fsum(float(self.each(values[i : i + self.PIECE]).sum()) for i in range(0, values.size, self.PIECE))
+
+
+def _likely_nucleus(values: Logits, race: _Race, top_p: float) -> Ids:
+    """Indices of all values above a level that a sample of them suggests: probably a superset of the nucleus."""
+    sample = np.sort(values[:: max(1, values.size // 2048)])[::-1]
+    mass = np.cumsum(np.exp(race.scaled(sample)))
+    share = top_p + 0.3 * (1.0 - top_p)
+    place = min(sample.size - 1, int(np.searchsorted(mass, share * mass[-1])) + 16)
+    return np.flatnonzero(values >= max(sample[place], np.finfo(values.dtype).min))
+
+
+def _checked(logits: Logits, vocab_size: int | None) -> tuple[Logits, float]:
+    """The row below ``vocab_size`` as float32 or float64, and its largest logit."""
+    if logits.ndim != 1 or logits.size < (vocab_size or 1):
+        raise ValueError(f"logits have shape {logits.shape}; expected [at least {vocab_size or 1}]")
+    row = logits[:vocab_size]
+    if row.dtype not in (np.float32, np.float64):
+        row = row.astype(np.float32 if row.dtype == np.float16 else np.float64)
+    top = float(row.max())  # NaN propagates
+    if math.isnan(top) or top == math.inf:
+        raise NumericalFailure("the model produced logits that are not finite numbers", private=f"largest: {top}")
+    if top == -math.inf:
+        raise NumericalFailure("no token is left to choose from", private="all logits are -inf")
+    return row, top
+
+
+def _adjusted(
+    logits: Logits,
+    params: SamplingParams,
+    history: TokenHistory | None,
+    banned: Sequence[int],
+    vocab_size: int | None,
+) -> tuple[Logits, float]:
+    """Logits after bias, penalties and bans, and the largest. Not copied when none applies."""
+    row, top = _checked(logits, vocab_size)
+    penalties = history is not None and params.has_penalties
+    if not (penalties or params.logit_bias or banned):
+        return row, top
+    row = row.astype(np.float64)  # copies
+    for token, bias in bias_by_id(params, row.size).items():
+        row[token] += bias
+    if penalties and history is not None:
+        ids, counts = history.seen(row.size)
+        row[ids] = penalised(row[ids], counts, params)
+    for token in banned:
+        if token < row.size:
+            row[token] = -np.inf
+    top = float(row.max())
+    if top == -math.inf:
+        raise NumericalFailure("no token is left to choose from", private="all logits are masked")
+    return row, top
+
+
+def _scaled(values: Logits, top: float, temperature: float) -> Floats:
+    """``(values - top) / temperature`` in float64; a tiny temperature may send far tokens to -inf."""
+    with np.errstate(over="ignore"):
+        result: Floats = np.subtract(values, top, dtype=np.float64)
+        result /= temperature
+    return result
+
+
+def _kept_count(scaled: Floats, params: SamplingParams) -> int:
+    """How many of the descending ``scaled`` logits min_p, top_k and top_p keep."""
+    kept = int(np.count_nonzero(scaled > -np.inf))
+    if params.min_p > 0.0:
+        kept = int(np.count_nonzero(scaled >= math.log(params.min_p) - SLACK))
+    if params.top_k:
+        kept = min(kept, params.top_k)
+    if params.top_p < 1.0:
+        mass = np.cumsum(np.exp(scaled[:kept]))
+        kept = min(kept, int(np.searchsorted(mass, params.top_p * (1.0 - SLACK) * mass[-1])) + 1)
+    return kept
+
+
+def _after_min_p_and_top_k(adjusted: Logits, top: float, params: SamplingParams) -> tuple[Ids | None, Logits]:
+    """Ids (ascending; None: all) and adjusted logits of what min_p and top_k keep."""
+    ids: Ids | None = None
+    if params.min_p > 0.0:
+        limit = math.log(params.min_p) - SLACK
+        floor = _round_down(top + params.temperature * (limit - _ROUNDING), adjusted.dtype)
+        ids = np.flatnonzero(adjusted >= floor)
+        ids = ids[_scaled(adjusted[ids], top, params.temperature) >= limit]
+    values = adjusted if ids is None else adjusted[ids]
+    if 0 < params.top_k < values.size:
+        picks = _largest(values, params.top_k)
+        ids = picks if ids is None else ids[picks]
+        values = values[picks]
+    return ids, values
+
+
+def _largest(values: Logits, count: int) -> Ids:
+    """Indices (ascending) of the ``count`` largest; of equals at the boundary those with the lowest index."""
+    if count >= values.size:
+        return np.arange(values.size)
+    pool = np.flatnonzero(values >= _level(values, count))
+    if pool.size < count:
+        pool = np.arange(values.size)
+    held = values[pool]
+    least = np.partition(held, held.size - count)[held.size - count]
+    above = np.flatnonzero(held > least)
+    equal = np.flatnonzero(held == least)[: count - above.size]
+    return pool[np.sort(np.concatenate([above, equal]))]
+
+
+def _level(values: Logits, count: int) -> Any:
+    """A finite value that about ``count`` or somewhat more reach, guessed from an evenly spaced sample."""
+    stride = max(1, values.size // 2048)
+    sample = values[::stride]
+    rank = min(sample.size, 2 * count // stride + 8)
+    level = np.partition(sample, sample.size - rank)[sample.size - rank]
+    return max(level, np.finfo(values.dtype).min)
+
+
+def _round_down(value: float, dtype: np.dtype[Any]) -> Any:
+    """``value`` in ``dtype``, rounded towards -inf, but finite: masked logits never reach it."""
+    limits = np.finfo(dtype)
+    clipped = dtype.type(min(max(value, float(limits.min)), float(limits.max)))
+    return max(np.nextafter(clipped, dtype.type(-np.inf)), limits.min)

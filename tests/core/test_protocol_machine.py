@@ -1,0 +1,349 @@
+"""Both protocol cores against each other under arbitrary delays, duplicates, cuts and resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from pilotfish_core.cloud_core import CloudCore, CloudLimits, CloudState
+from pilotfish_core.device_core import (
+    Action,
+    Connect,
+    Deliver,
+    DeviceConfig,
+    DeviceCore,
+    DeviceState,
+    DraftTask,
+    End,
+    SendAcknowledge,
+    SendDraft,
+)
+from pilotfish_core.drafts import Commit, DraftRun, Finish, FinishReason
+from pilotfish_core.errors import Unavailable
+from pilotfish_core.messages import Acknowledged, Opened
+from pilotfish_core.retry import RetryPolicy
+
+VOCABULARY = 4
+END = 3
+
+
+def target_token(context: tuple[int, ...], salt: int) -> int:
+    """A target: any deterministic function of the context."""
+    return random.Random(repr((context[-5:], len(context), salt))).choices(range(VOCABULARY), (4, 4, 4, 1))[0]
+
+
+class EndRule:
+    def __init__(self, max_tokens: int) -> None:
+        self.count = 0
+        self.max_tokens = max_tokens
+
+    def push(self, token: int) -> Finish | None:
+        self.count += 1
+        if token == END:
+            return Finish(FinishReason.STOP, END)
+        return Finish(FinishReason.LENGTH) if self.count >= self.max_tokens else None
+
+
+def target_alone(prompt: tuple[int, ...], max_tokens: int, salt: int) -> list[int]:
+    rule, output = EndRule(max_tokens), list[int]()
+    while True:
+        output.append(target_token((*prompt, *output), salt))
+        if rule.push(output[-1]) is not None:
+            return output
+
+
+@dataclasses.dataclass
+class Link:
+    """One stream: two ordered queues, and what the specification needs to know about it."""
+
+    cloud: CloudCore
+    up: list[DraftRun | Acknowledged]
+    down: list[Opened | Commit]
+    received: list[DraftRun]
+    verified: set[tuple[int, int]]
+
+
+class ProtocolMachine(RuleBasedStateMachine):
+    @initialize(
+        prompt=st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=6),
+        max_tokens=st.integers(1, 40),
+        window=st.integers(1, 12),
+        chunk=st.integers(1, 5),
+        salt=st.integers(0, 10**6),
+        quality=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+        max_draft=st.integers(1, 12),
+        max_unacknowledged=st.integers(1, 20),
+        acknowledge_every=st.integers(1, 40),
+    )
+    def begin(
+        self,
+        prompt: list[int],
+        max_tokens: int,
+        window: int,
+        chunk: int,
+        salt: int,
+        quality: float,
+        max_draft: int,
+        max_unacknowledged: int,
+        acknowledge_every: int,
+    ) -> None:
+        self.prompt, self.max_tokens, self.salt, self.quality = tuple(prompt), max_tokens, salt, quality
+        self.reference = target_alone(self.prompt, max_tokens, salt)
+        self.limits = CloudLimits(max_draft_tokens=max_draft, max_unacknowledged=max_unacknowledged)
+        self.window = window
+        self.now = 0.0
+        self.link: Link | None = None
+        self.task: DraftTask | None = None
+        self.drafter: list[int] = []
+        self.delivered: list[int] = []
+        self.ends: list[End] = []
+        self.draft_random = random.Random(salt)
+        self.device = DeviceCore(
+            prompt=prompt,
+            output=[],
+            max_tokens=max_tokens,
+            config=DeviceConfig(
+                window=window,
+                draft_chunk=chunk,
+                acknowledge_every=acknowledge_every,
+                retry=RetryPolicy(max_attempts=10**6),
+            ),
+            drafting=True,
+            jitter=random.Random(salt),
+        )
+        self.act(self.device.start(self.now))
+
+    # -- the driver -------------------------------------------------------------------------------------------------
+
+    def act(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Connect():
+                    self.connect()
+                case SendDraft(run, acknowledged):
+                    assert self.link is not None
+                    if acknowledged is not None:
+                        self.link.up.append(Acknowledged(acknowledged))
+                    self.link.up.append(run)
+                case SendAcknowledge(length):
+                    assert self.link is not None
+                    self.link.up.append(Acknowledged(length))
+                case Deliver(tokens):
+                    self.delivered.extend(tokens)
+                case End():
+                    self.ends.append(action)
+
+    def connect(self) -> None:
+        cloud = CloudCore(
+            prompt_length=len(self.prompt),
+            output=self.device.output,
+            finish_rule=EndRule(self.max_tokens),
+            vocabulary_size=VOCABULARY,
+            max_output=self.max_tokens,
+            limits=self.limits,
+            now=self.now,
+        )
+        self.link = Link(cloud, [], [], [], set())
+        self.link.down.append(
+            Opened(
+                model="m",
+                fingerprint="f",
+                max_model_len=10**6,
+                max_draft_tokens=self.limits.max_draft_tokens,
+                max_unacknowledged=self.limits.max_unacknowledged,
+            )
+        )
+        commit = cloud.open(self.now)
+        if commit is not None:
+            self.link.down.append(commit)
+
+    def tick(self) -> None:
+        self.now += 0.01
+
+    @property
+    def running(self) -> bool:
+        return self.link is not None and not self.device.ended
+
+    # -- rules ------------------------------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.running and self.link.up)
+    @rule(duplicate=st.booleans())
+    def deliver_up(self, duplicate: bool) -> None:
+        assert self.link is not None
+        self.tick()
+        message = self.link.up.pop(0)
+        for _ in range(1 + duplicate):
+            if isinstance(message, Acknowledged):
+                self.link.cloud.acknowledge(message.length, self.now)
+            else:
+                self.link.cloud.receive(message, self.now)
+                self.link.received.append(message)
+
+    @precondition(lambda self: self.running and self.link.down)
+    @rule(duplicate=st.booleans())
+    def deliver_down(self, duplicate: bool) -> None:
+        assert self.link is not None
+        self.tick()
+        message = self.link.down.pop(0)
+        if isinstance(message, Opened):
+            self.act(self.device.opened(message, self.now))
+            return
+        link = self.link
+        for _ in range(1 + duplicate):
+            if self.link is link and not self.device.ended:
+                self.act(self.device.committed(message, self.now))
+
+    @precondition(lambda self: self.running and self.link.cloud.runnable)
+    @rule(limit=st.integers(0, 12))
+    def begin_step(self, limit: int) -> None:
+        assert self.link is not None
+        self.tick()
+        cloud = self.link.cloud
+        drafts = cloud.draft(limit, self.now)
+        expected = self.specified_draft(self.link)
+        room = max(self.max_tokens - len(cloud.output) - 1, 0)
+        assert drafts == expected[: min(limit, room)]
+        for offset in range(len(drafts)):
+            row = (self.link.received[-1].branch, cloud.length + offset)
+            assert row not in self.link.verified, "a draft token was verified twice"
+            self.link.verified.add(row)
+        self.in_step = drafts
+
+    @precondition(lambda self: self.running and self.link.cloud._verifying is not None)
+    @rule()
+    def end_step(self) -> None:
+        assert self.link is not None
+        self.tick()
+        cloud = self.link.cloud
+        context = (*self.prompt, *cloud.output)
+        drafts = cloud._verifying
+        assert drafts is not None
+        targets = [target_token((*context, *drafts[:row]), self.salt) for row in range(len(drafts) + 1)]
+        commit = cloud.step(targets, self.now)
+        assert commit is not None
+        self.link.down.append(commit)
+
+    @precondition(lambda self: self.task is None and not self.device.ended)
+    @rule()
+    def begin_draft(self) -> None:
+        self.tick()
+        self.task = self.device.draft_task(self.now)
+        if self.task is None:
+            return
+        assert self.task.keep <= len(self.drafter)
+        del self.drafter[self.task.keep :]
+        self.drafter.extend(self.task.extend)
+        context = [*self.prompt, *self.device.output, *self.device.tail]
+        assert self.drafter == context, "the drafter was synchronised to something else"
+
+    @precondition(lambda self: self.task is not None)
+    @rule(short=st.booleans())
+    def end_draft(self, short: bool) -> None:
+        assert self.task is not None
+        self.tick()
+        tokens = []
+        for _ in range(max(self.task.count - short, 0)):
+            good = target_token(tuple(self.drafter), self.salt)
+            wrong = self.draft_random.random() >= self.quality
+            tokens.append((good + 1) % VOCABULARY if wrong else good)
+            self.drafter.append(tokens[-1])
+        self.task = None
+        self.act(self.device.drafted(tokens, self.now))
+
+    @precondition(lambda self: self.running)
+    @rule()
+    def cut(self) -> None:
+        """Everything in flight is lost; another replica goes on from what the device holds."""
+        self.tick()
+        self.link = None
+        self.act(self.device.lost(Unavailable("cut"), self.now))
+        deadline = self.device.next_deadline()
+        assert deadline is not None
+        self.now = max(self.now, deadline)
+        self.act(self.device.expired(self.now))
+
+    @precondition(lambda self: self.device.ended)
+    @rule()
+    def late(self) -> None:
+        """What arrives after the end changes nothing."""
+        late = Commit(position=len(self.prompt), tokens=(0,))
+        assert self.device.committed(late, self.now) == []
+        assert self.device.lost(Unavailable("late"), self.now) == []
+        assert self.device.draft_task(self.now) is None
+        assert self.device.next_deadline() is None
+
+    # -- the specification ------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def specified_draft(link: Link) -> tuple[int, ...]:
+        """What is valid, recomputed from everything that arrived: the newest branch's tokens, if they agree."""
+        drafted: dict[int, int] = {}
+        newest = max((run.branch for run in link.received), default=-1)
+        for run in link.received:
+            if run.branch == newest:
+                drafted.update(zip(range(run.start, run.end), run.tokens, strict=True))
+        prompt_length = link.cloud.prompt_length
+        for position, token in drafted.items():
+            if position < link.cloud.length and link.cloud.output[position - prompt_length] != token:
+                return ()
+        result = []
+        while link.cloud.length + len(result) in drafted:
+            result.append(drafted[link.cloud.length + len(result)])
+        return tuple(result)
+
+    @invariant()
+    def committed_is_the_targets(self) -> None:
+        if not hasattr(self, "device"):
+            return
+        assert self.device.output == self.reference[: len(self.device.output)]
+        assert self.delivered == self.device.output
+        if self.link is not None:
+            assert self.link.cloud.output == self.reference[: len(self.link.cloud.output)]
+
+    @invariant()
+    def buffers_are_bounded(self) -> None:
+        if not hasattr(self, "device"):
+            return
+        assert len(self.device.tail) <= self.window
+        if self.link is not None:
+            assert self.link.cloud.buffered <= self.limits.max_draft_tokens
+            assert len(self.link.cloud.output) - len(self.device.output) <= self.limits.max_unacknowledged + 13
+
+    def teardown(self) -> None:
+        """Left to themselves with everything delivered, they end, with the target's text."""
+        if not hasattr(self, "device"):
+            return
+        for _ in range(50 * self.max_tokens + 200):
+            if self.device.ended:
+                break
+            assert self.link is not None
+            if self.task is not None:
+                self.end_draft(False)
+            elif self.link.up:
+                self.deliver_up(False)
+            elif self.link.down:
+                self.deliver_down(False)
+            elif self.link.cloud._verifying is not None:
+                self.end_step()
+            else:
+                self.begin_draft()
+                if self.link.cloud.runnable:
+                    self.begin_step(3)
+        assert self.device.state is DeviceState.FINISHED
+        assert self.device.output == self.reference
+        assert len(self.ends) == 1
+        assert self.ends[0].finish is not None
+        expected = FinishReason.STOP if self.reference[-1] == END else FinishReason.LENGTH
+        assert self.ends[0].finish.reason is expected
+        assert self.link is not None
+        assert self.link.cloud.state is CloudState.FINISHED
+
+
+ProtocolMachine.TestCase.settings = settings(
+    max_examples=200, stateful_step_count=60, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestProtocol = ProtocolMachine.TestCase
