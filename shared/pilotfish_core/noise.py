@@ -26,6 +26,7 @@ from pilotfish_core.errors import InvalidParameter
 Words = NDArray[np.uint32]
 Floats = NDArray[np.float64]
 Ids = NDArray[np.int64]
+Blocks = NDArray[np.uint64]
 
 MULTIPLIERS: Final = (0xD2511F53, 0xCD9E8D57)
 WEYL: Final = (0x9E3779B9, 0xBB67AE85)
@@ -38,8 +39,10 @@ GUMBEL_MIN: Final = -math.log(-math.log(0.5 / 2**32))  # -3.1
 GUMBEL_MAX: Final = -math.log(-math.log((MASK32 + 0.5) / 2**32))  # 22.9
 
 _M0, _M1 = (np.uint64(multiplier) for multiplier in MULTIPLIERS)
+_MULTIPLIERS = np.array([[MULTIPLIERS[0]], [MULTIPLIERS[1]]], dtype=np.uint64)
 _MASK = np.uint64(MASK32)
 _SHIFT = np.uint64(32)
+_PIECE: Final = 13_000  # blocks whose buffers fit a second-level cache
 _ROW_SHARE: Final = 6  # above one id in this many, a whole row (each block once) is cheaper than the ids alone
 
 
@@ -57,41 +60,55 @@ def philox_block(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tu
     return c0, c1, c2, c3
 
 
-def philox_blocks(first: NDArray[np.uint64], rest: tuple[int, int, int], key: tuple[int, int]) -> Words:
-    """Blocks for counters ``(first[i], *rest)``; ``first`` holds 32-bit values. Returns uint32 ``[len(first), 4]``.
-
-    Works in place on two pairs of 64-bit buffers: memory traffic, not arithmetic, is what it costs. Words 1 and 3
-    keep the product's upper half as garbage until they are mixed in and masked, which saves two passes a round.
-    """
+def philox_blocks(first: Blocks, rest: tuple[int, int, int], key: tuple[int, int]) -> Words:
+    """Blocks for counters ``(first[i], *rest)``; ``first`` holds 32-bit values. Returns uint32 ``[len(first), 4]``."""
     keys = round_keys(key)
-    # Rounds one and two, with what does not depend on ``first`` in plain integers.
+    columns = [np.array([[k0], [k1]], dtype=np.uint64) for k0, k1 in keys[2:]]
+    words = np.empty((len(first), LANES), dtype=np.uint32)
+    pieces = max(1, -(-len(first) // _PIECE))
+    scratch = np.empty(8 * -(-len(first) // pieces), dtype=np.uint64)  # once: fresh pages cost as much as a round
+    for piece in range(pieces):
+        start, end = len(first) * piece // pieces, len(first) * (piece + 1) // pieces
+        buffers = scratch[: 8 * (end - start)].reshape(4, 2, end - start)
+        _first_rounds(buffers, first[start:end], rest, keys)
+        mixed, low = _last_rounds(buffers, columns)
+        for lane, column in enumerate((mixed[0], low[0], mixed[1], low[1])):
+            words[start:end, lane] = column  # the cast keeps the low 32 bits
+    return words
+
+
+def _first_rounds(buffers: Blocks, first: Blocks, rest: tuple[int, int, int], keys: list[tuple[int, int]]) -> None:
+    """Two rounds, with what does not depend on ``first`` in plain integers. Fills words (0, 2) and (1, 3)."""
+    mixed, low, spare, _ = buffers
     r1, r2, r3 = rest
     p1 = r2 * MULTIPLIERS[1]
-    s0, s1 = (p1 >> 32) ^ r1 ^ keys[0][0], p1 & MASK32
-    c3 = first * _M0
-    c2 = (c3 >> _SHIFT) ^ np.uint64(r3 ^ keys[0][1])
-    p0 = s0 * MULTIPLIERS[0]
-    c1 = c2 * _M1
-    c0 = (c1 >> _SHIFT) ^ np.uint64(s1 ^ keys[1][0])
-    c2 = (c3 & _MASK) ^ np.uint64((p0 >> 32) ^ keys[1][1])
-    c3 = np.full_like(c3, p0 & MASK32)
-    a, b = np.empty_like(c0), np.empty_like(c0)
-    for k0, k1 in keys[2:]:
-        np.multiply(c0, _M0, out=c0)
-        np.multiply(c2, _M1, out=c2)
-        np.right_shift(c2, _SHIFT, out=a)
-        np.bitwise_xor(a, c1, out=a)
-        np.bitwise_xor(a, np.uint64(k0), out=a)
-        np.bitwise_and(a, _MASK, out=a)
-        np.right_shift(c0, _SHIFT, out=b)
-        np.bitwise_xor(b, c3, out=b)
-        np.bitwise_xor(b, np.uint64(k1), out=b)
-        np.bitwise_and(b, _MASK, out=b)
-        c0, c1, c2, c3, a, b = a, c2, b, c0, c1, c3
-    words = np.empty((len(first), LANES), dtype=np.uint32)
-    for lane, column in enumerate((c0, c1, c2, c3)):
-        words[:, lane] = column  # the cast keeps the low 32 bits
-    return words
+    p0 = ((p1 >> 32) ^ r1 ^ keys[0][0]) * MULTIPLIERS[0]
+    np.multiply(first, _M0, out=mixed[1])
+    np.right_shift(mixed[1], _SHIFT, out=spare[0])
+    np.bitwise_xor(spare[0], np.uint64(r3 ^ keys[0][1]), out=spare[0])
+    np.multiply(spare[0], _M1, out=low[0])
+    np.right_shift(low[0], _SHIFT, out=mixed[0])
+    np.bitwise_xor(mixed[0], np.uint64((p1 & MASK32) ^ keys[1][0]), out=mixed[0])
+    np.bitwise_and(mixed[1], _MASK, out=mixed[1])
+    np.bitwise_xor(mixed[1], np.uint64((p0 >> 32) ^ keys[1][1]), out=mixed[1])
+    low[1] = p0 & MASK32
+
+
+def _last_rounds(buffers: Blocks, columns: list[Blocks]) -> tuple[Blocks, Blocks]:
+    """The other eight rounds on ``[2, n]`` buffers, five passes each: memory traffic and calls are what they cost.
+
+    The low words keep the products' upper halves as garbage, dropped when they are mixed in or cast.
+    """
+    mixed, low, spare, product = buffers
+    for column in columns:
+        np.multiply(mixed, _MULTIPLIERS, out=product)
+        swapped = product[::-1]
+        np.right_shift(swapped, _SHIFT, out=spare)
+        np.bitwise_xor(spare, low, out=spare)
+        np.bitwise_xor(spare, column, out=spare)
+        np.bitwise_and(spare, _MASK, out=spare)
+        mixed, low, spare, product = spare, swapped, mixed, low
+    return mixed, low
 
 
 def split64(name: str, value: int) -> tuple[int, int]:
@@ -117,7 +134,8 @@ def words_at(seed: int, position: int, ids: Ids) -> Words:
         return words_row(seed, position, span)[ids]
     key, rest = _key_and_rest(seed, position)
     blocks = philox_blocks((ids >> 2).astype(np.uint64), rest, key)
-    return blocks[np.arange(ids.size), ids & 3]
+    words: Words = blocks[np.arange(ids.size), ids & 3]
+    return words
 
 
 def gumbel_of_words(words: Words) -> Floats:

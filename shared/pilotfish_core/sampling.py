@@ -13,8 +13,8 @@ Order of operations, in float64 from the logits on::
                        top_p * (1 - SLACK) of theirs, the crossing token included
     token    = argmax over kept of scaled + G(seed, position, id); equal scores: the lowest id
 
-SLACK (1e-10) makes sets with an exact answer (masses .4 .3 .2 .1, top_p .7) independent of an engine's last bit. Temperature 0
-is the first of ``order``; filters and noise play no part.
+SLACK (1e-10) makes sets with an exact answer (masses .4 .3 .2 .1, top_p .7) independent of an engine's
+last bit. Temperature 0 is the first of ``order``; filters and noise play no part.
 
 ``filtered_logits`` is the plain reading of this. ``coupled_token`` and ``coupled_candidates`` give the same tokens
 without sorting the vocabulary or making its noise: see ``_race``.
@@ -30,7 +30,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pilotfish_core.errors import InvalidParameter, NumericalFailure
-from pilotfish_core.noise import GUMBEL_MAX, Floats, Ids, gumbel_of_words, least_word, words_at
+from pilotfish_core.noise import GUMBEL_MAX, Floats, Ids, gumbel_of_words, least_word, words_at, words_row
 from pilotfish_core.parameters import SamplingParams
 
 Logits = NDArray[Any]  # [padded vocabulary], any float dtype
@@ -166,14 +166,14 @@ def coupled_candidates(
     if params.is_greedy:
         if count == 1:
             return [int(adjusted.argmax())]  # numpy's arg-max is the first of equals
-        ids = _largest(adjusted, min(count, adjusted.size))
-        ids = ids[np.argsort(-adjusted[ids].astype(np.float64), kind="stable")]
-        return [int(token) for token in ids if adjusted[token] > -np.inf]
+        best = _largest(adjusted, count)
+        best = best[np.argsort(-adjusted[best].astype(np.float64), kind="stable")]
+        return [int(token) for token in best if adjusted[token] > -np.inf]
     race = _Race(params.temperature, top, params.seed if seed is None else seed, position)
     ids, values = _after_min_p_and_top_k(adjusted, top, params)
     if params.top_p < 1.0:
         return _nucleus_candidates(race, ids, values, params, count)
-    return race.best(ids, values, count).tolist()
+    return _as_list(race.best(ids, values, count))
 
 
 def token_logprobs(
@@ -224,36 +224,56 @@ class _Race:
 
     def best(self, ids: Ids | None, values: Logits, count: int) -> Ids:
         """Ids of the ``count`` best, best first. ``ids`` (None: all) ascend; ``values`` are their adjusted logits."""
-        picks: Ids = np.arange(values.size) if values.size <= SMALL else self._contenders(ids, values, count)
-        tokens = picks if ids is None else ids[picks]
-        scores = self.scaled(values[picks])
-        scores = scores + gumbel_of_words(words_at(self.seed, self.position, tokens))
-        order = np.argsort(-scores, kind="stable")[:count]  # tokens ascend, so equal scores keep the lowest id first
+        if values.size <= SMALL:
+            tokens: Ids = np.arange(values.size) if ids is None else ids
+            scores = self._scores(tokens, values)
+        else:
+            tokens, scores = self._contenders(ids, values, count)
+        order = np.lexsort((tokens, -scores))[:count]
         return tokens[order[scores[order] > -np.inf]]
 
     def scaled(self, values: Logits) -> Floats:
+        """Scaled logits of adjusted ones, float64."""
         return _scaled(values, self.top, self.temperature)
 
-    def _contenders(self, ids: Ids | None, values: Logits, count: int) -> Ids:
-        """Indices (ascending) into ``values`` of a set that surely holds the ``count`` best."""
+    def _scores(self, tokens: Ids, values: Logits) -> Floats:
+        return self.scaled(values) + gumbel_of_words(words_at(self.seed, self.position, tokens))
+
+    def _contenders(self, ids: Ids | None, values: Logits, count: int) -> tuple[Ids, Floats]:
+        """Tokens, and their scores, of a set that surely holds the ``count`` best."""
         level = _level(values, max(SMALL // 2, 2 * count))
         head = np.flatnonzero(values >= level)
-        if head.size > 4 * SMALL:  # flat logits: any few will do as a first bound
-            head, level = head[: SMALL // 2], values.dtype.type(self.top)
-        scores = self.scaled(values[head])
-        scores = scores + gumbel_of_words(words_at(self.seed, self.position, head if ids is None else ids[head]))
+        few = max(SMALL // 2, count)
+        flat = not count <= head.size <= 4 * SMALL
+        if flat:  # any few will do for a first bound
+            head, level = np.flatnonzero(values[:few] > -np.inf), values.dtype.type(self.top)
+        tokens = head if ids is None else ids[head]
+        scores = self._scores(tokens, values[head])
         if head.size < count:
-            return np.arange(values.size)
+            tokens = np.arange(values.size) if ids is None else ids
+            return tokens, self._scores(tokens, values)
         bound = float(np.partition(scores, head.size - count)[head.size - count]) - _ROUNDING
         floor = _round_down(self.top + self.temperature * (bound - GUMBEL_MAX), values.dtype)
-        if floor >= level and float(level) < self.top:
-            return head
-        rest = np.flatnonzero(values >= floor)
-        tokens = rest if ids is None else ids[rest]
-        words = words_at(self.seed, self.position, tokens)
-        # The rest lies below ``level``; the head is added back whole.
-        needed = least_word(bound - float(self.scaled(np.asarray([level]))[0]))
-        return np.union1d(head, rest[words >= needed])
+        rest, words = self._words_from(floor, ids, values)
+        # What is not in the head lies at or below ``level``, so it needs at least this word.
+        hits = np.flatnonzero(words >= least_word(bound - float(self.scaled(np.asarray([level]))[0])))
+        words = words[hits]
+        hits = hits if rest is None else rest[hits]
+        held = values[hits]
+        chosen = (held >= floor) & ((hits >= few) if flat else (held < level))
+        hits, words, held = hits[chosen], words[chosen], held[chosen]
+        tokens = np.concatenate([tokens, hits if ids is None else ids[hits]])
+        return tokens, np.concatenate([scores, self.scaled(held) + gumbel_of_words(words)])
+
+    def _words_from(self, floor: Any, ids: Ids | None, values: Logits) -> tuple[Ids | None, NDArray[np.uint32]]:
+        """Indices (None: all) of at least all values that reach ``floor``, and their words."""
+        reach = values >= floor
+        if 2 * int(np.count_nonzero(reach)) > values.size:
+            if ids is None:
+                return None, words_row(self.seed, self.position, values.size)
+            return None, words_at(self.seed, self.position, ids)
+        rest = np.flatnonzero(reach)
+        return rest, words_at(self.seed, self.position, rest if ids is None else ids[rest])
 
 
 def _nucleus_candidates(race: _Race, ids: Ids | None, values: Logits, params: SamplingParams, count: int) -> list[int]:
@@ -284,11 +304,15 @@ def _nucleus_candidates(race: _Race, ids: Ids | None, values: Logits, params: Sa
         order = np.argsort(-values.astype(np.float64), kind="stable")
         reached = int(np.searchsorted(np.cumsum(weights[order]), target)) + 1
         order = np.sort(order[:reached])
-        return race.best(ids[order], values[order], count).tolist()
+        return _as_list(race.best(ids[order], values[order], count))
     order = np.argsort(-values.astype(np.float64), kind="stable")
     kept_count = _kept_count(race.scaled(values[order]), params)
     order = np.sort(order[:kept_count])
-    return race.best(order if ids is None else ids[order], values[order], count).tolist()
+    return _as_list(race.best(order if ids is None else ids[order], values[order], count))
+
+
+def _as_list(tokens: Ids) -> list[int]:
+    return [int(token) for token in tokens]
 
 
 class _Mass:
@@ -398,14 +422,15 @@ def _largest(values: Logits, count: int) -> Ids:
     """Indices (ascending) of the ``count`` largest; of equals at the boundary those with the lowest index."""
     if count >= values.size:
         return np.arange(values.size)
-    pool = np.flatnonzero(values >= _level(values, count))
+    pool: Ids = np.flatnonzero(values >= _level(values, count))
     if pool.size < count:
         pool = np.arange(values.size)
     held = values[pool]
     least = np.partition(held, held.size - count)[held.size - count]
     above = np.flatnonzero(held > least)
     equal = np.flatnonzero(held == least)[: count - above.size]
-    return pool[np.sort(np.concatenate([above, equal]))]
+    picks: Ids = pool[np.sort(np.concatenate([above, equal]))]
+    return picks
 
 
 def _level(values: Logits, count: int) -> Any:

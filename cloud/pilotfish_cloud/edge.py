@@ -1,0 +1,33 @@
+"""Errors at the RPC edge: the only place where an exception becomes a gRPC status."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final, NoReturn
+
+import grpc
+
+from pilotfish_core.errors import INTERNAL_STATUS, STATUS_BY_KIND, PilotfishError
+
+log = logging.getLogger("pilotfish_cloud")
+
+KIND_METADATA: Final = "pilotfish-error"
+RETRY_METADATA: Final = "pilotfish-retry-after-ms"
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
+    """End the call with the error's public message; the private one goes to the log.
+
+    An exception that is not ours is a defect: the peer learns only that something failed.
+    """
+    if not isinstance(error, PilotfishError):
+        log.error("unexpected %s in a call", type(error).__name__, exc_info=error)
+        error = PilotfishError("the verifier failed unexpectedly; its log has the reason")
+    elif error.private is not None:
+        log.warning("%s: %s (%s)", error.kind, error.message, error.private)
+    status, _ = STATUS_BY_KIND.get(error.kind, INTERNAL_STATUS)
+    metadata = [(KIND_METADATA, error.kind)]
+    if error.retry_after_s is not None:
+        metadata.append((RETRY_METADATA, str(int(error.retry_after_s * 1000))))
+    await context.abort(grpc.StatusCode[status], error.message, tuple(metadata))
+    raise AssertionError("context.abort always raises")

@@ -1,0 +1,1 @@
+"""HTTP beside gRPC: health, and later the OpenAI-compatible front."""
