@@ -171,6 +171,7 @@ class DeviceCore:
         self._acknowledged = 0
         self._acknowledge_every = config.acknowledge_every
         self._failures = 0
+        self._ever_opened = False
         self._retry_at: float | None = None
         self._connecting_since = 0.0
         self._heard_at = 0.0
@@ -203,6 +204,7 @@ class DeviceCore:
         if self.state is not DeviceState.CONNECTING:
             return self._end(ProtocolViolation("the verifier opened a stream that was not asked for"))
         self.state = DeviceState.STREAMING
+        self._ever_opened = True
         self._heard_at = now
         self._window = min(self._config.window, message.max_draft_tokens)
         self._max_length = message.max_model_len
@@ -301,7 +303,9 @@ class DeviceCore:
         if not error.retryable:
             return self._end(error)
         self._failures += 1
-        delay = self._config.retry.delay(self._failures, error.retry_after_s, self._jitter)
+        delay = self._config.retry.delay(
+            self._failures, self._jitter, hint_s=error.retry_after_s, first=not self._ever_opened
+        )
         if delay is None:
             return self._end(error)
         self.state = DeviceState.WAITING
@@ -317,6 +321,10 @@ class DeviceCore:
         self.state = DeviceState.CANCELLED
         self._forget_draft()
         return [End(Finish(FinishReason.ABORT))]
+
+    def fail(self, error: PilotfishError, now: float) -> list[Action]:
+        """The driver cannot go on (its deadline passed, the peer's frames make no sense)."""
+        return [] if self.ended else self._end(error)
 
     def next_deadline(self) -> float | None:
         """When to call ``expired`` if nothing else happens before."""

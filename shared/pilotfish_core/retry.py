@@ -15,13 +15,16 @@ class RetryPolicy:
     """
 
     max_attempts: int = 10  # without progress in between
+    max_first_attempts: int = 4  # before any stream was ever opened: an address that is wrong should say so soon
     base_s: float = 0.1
     cap_s: float = 5.0
     hint_cap_s: float = 120.0
 
-    def delay(self, failures: int, hint_s: float | None, source: random.Random) -> float | None:
+    def delay(
+        self, failures: int, source: random.Random, *, hint_s: float | None = None, first: bool = False
+    ) -> float | None:
         """Seconds to wait after ``failures`` consecutive failures (at least 1); None to give up."""
-        if failures >= self.max_attempts:
+        if failures >= (self.max_first_attempts if first else self.max_attempts):
             return None
         delay = source.uniform(0.0, min(self.cap_s, self.base_s * 2 ** (failures - 1)))
         if hint_s is not None:

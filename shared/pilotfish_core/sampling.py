@@ -17,86 +17,36 @@ SLACK (1e-10) makes sets with an exact answer (masses .4 .3 .2 .1, top_p .7) ind
 last bit. Temperature 0 is the first of ``order``; filters and noise play no part.
 
 ``filtered_logits`` is the plain reading of this. ``coupled_token`` and ``coupled_candidates`` give the same tokens
-without sorting the vocabulary or making its noise: see ``_race``.
+without sorting the vocabulary or making its noise: see ``pilotfish_core.race``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pilotfish_core.errors import InvalidParameter, NumericalFailure
-from pilotfish_core.noise import GUMBEL_MAX, Floats, Ids, gumbel_of_words, least_word, words_at, words_row
+from pilotfish_core.errors import NumericalFailure
+from pilotfish_core.noise import Floats, Ids
 from pilotfish_core.parameters import SamplingParams
+from pilotfish_core.race import ROUNDING, SMALL, Logits, Race, largest, scaled_logits
+from pilotfish_core.token_history import TokenHistory
 
-Logits = NDArray[Any]  # [padded vocabulary], any float dtype
+__all__ = [
+    "SLACK",
+    "TokenHistory",
+    "bias_by_id",
+    "coupled_candidates",
+    "coupled_token",
+    "filtered_logits",
+    "penalised",
+    "token_logprobs",
+]
 
 SLACK: Final = 1e-10
-SMALL: Final = 1024  # sets up to this size are scored or sorted outright
-_ROUNDING: Final = 1e-9  # nats: covers the rounding of scores where bounds are compared; never decides a result
 _SPARE: Final = 6  # candidates beyond those asked for, so that top_p rarely needs a sort
-
-
-class TokenHistory:
-    """Tokens so far, counted as the penalties need them; follows a draft forwards and back in O(1) a token.
-
-    ``length`` counts output tokens. ``push``, ``extend`` and ``rewind`` mutate; nothing else does. The penalties at a
-    position count the prompt, the output and the draft tokens before it, so: push them, sample, rewind.
-    """
-
-    def __init__(self, prompt: Sequence[int] = (), output: Sequence[int] = ()) -> None:
-        unique = np.unique(np.asarray(prompt, dtype=np.int64))
-        if unique.size and unique[0] < 0:
-            raise InvalidParameter.of("prompt token", int(unique[0]), "a non-negative token id")
-        self._slots = {int(token): slot for slot, token in enumerate(unique)}
-        self._ids = unique
-        self._counts = np.zeros(unique.size, dtype=np.int64)
-        self._prompt_ids = unique.size
-        self._output: list[int] = []
-        self.extend(output)
-
-    @property
-    def length(self) -> int:
-        """Number of output tokens held."""
-        return len(self._output)
-
-    def push(self, token: int) -> None:
-        """Append one output token."""
-        if token < 0:
-            raise InvalidParameter.of("token", token, "a non-negative token id")
-        slot = self._slots.setdefault(token, len(self._slots))
-        if slot >= self._ids.size:
-            grown = max(64, 2 * slot)
-            self._ids = np.concatenate([self._ids, np.zeros(grown - slot, dtype=np.int64)])
-            self._counts = np.concatenate([self._counts, np.zeros(grown - slot, dtype=np.int64)])
-        self._ids[slot] = token
-        self._counts[slot] += 1
-        self._output.append(token)
-
-    def extend(self, tokens: Sequence[int]) -> None:
-        """Append output tokens."""
-        for token in tokens:
-            self.push(token)
-
-    def rewind(self, length: int) -> None:
-        """Forget output tokens from ``length`` on. Raises ValueError when that many are not held."""
-        if not 0 <= length <= len(self._output):
-            raise ValueError(f"cannot rewind to {length} of {len(self._output)} output tokens")
-        for token in self._output[length:]:
-            self._counts[self._slots[token]] -= 1
-        del self._output[length:]
-
-    def seen(self, vocab_size: int) -> tuple[Ids, Ids]:
-        """Ids below ``vocab_size`` in prompt or output (each once), and how often each occurs in the output."""
-        ids, counts = self._ids[: len(self._slots)], self._counts[: len(self._slots)]
-        held = counts > 0
-        held[: self._prompt_ids] = True
-        held &= ids < vocab_size
-        return ids[held], counts[held]
 
 
 def filtered_logits(
@@ -119,7 +69,7 @@ def filtered_logits(
         result[int(adjusted.argmax())] = 0.0
         return result
     order = np.argsort(-adjusted.astype(np.float64), kind="stable")
-    scaled = _scaled(adjusted[order], top, params.temperature)
+    scaled = scaled_logits(adjusted[order], top, params.temperature)
     kept = _kept_count(scaled, params)
     result[order[:kept]] = scaled[:kept]
     return result
@@ -166,11 +116,11 @@ def coupled_candidates(
     if params.is_greedy:
         if count == 1:
             return [int(adjusted.argmax())]  # numpy's arg-max is the first of equals
-        best = _largest(adjusted, count)
+        best = largest(adjusted, count)
         best = best[np.argsort(-adjusted[best].astype(np.float64), kind="stable")]
         return [int(token) for token in best if adjusted[token] > -np.inf]
-    race = _Race(params.temperature, top, params.seed if seed is None else seed, position)
-    ids, values = _after_min_p_and_top_k(adjusted, top, params)
+    race = Race(params.temperature, top, params.seed if seed is None else seed, position)
+    ids, values = _after_min_p_and_top_k(race, adjusted, params)
     if params.top_p < 1.0:
         return _nucleus_candidates(race, ids, values, params, count)
     return _as_list(race.best(ids, values, count))
@@ -186,11 +136,11 @@ def token_logprobs(
     row, top = _checked(logits, vocab_size)
     shifted = row.astype(np.float64) - top
     log_total = math.log(float(np.exp(shifted).sum()))
-    ids = _largest(row, min(best, row.size)) if best else np.empty(0, dtype=np.int64)
+    ids = largest(row, min(best, row.size)) if best else np.empty(0, dtype=np.int64)
     ids = ids[np.argsort(-shifted[ids], kind="stable")]
     return (
         [float(shifted[token]) - log_total for token in tokens],
-        [(int(token), float(shifted[token]) - log_total) for token in ids],
+        [(int(token), float(shifted[token]) - log_total) for token in ids if row[token] > -np.inf],
     )
 
 
@@ -211,72 +161,7 @@ def bias_by_id(params: SamplingParams, vocab_size: int) -> dict[int, float]:
     return total
 
 
-class _Race:
-    """Finds the best of ``scaled + G`` among tokens without making noise for those that cannot win.
-
-    A few likely tokens run first. Their best score so far bounds the rest twice: a token whose logit could not win
-    even with the greatest variate needs no word, and a word too small for the best remaining logit needs no
-    logarithm. Both bounds are exact.
-    """
-
-    def __init__(self, temperature: float, top: float, seed: int, position: int) -> None:
-        self.temperature, self.top, self.seed, self.position = temperature, top, seed, position
-
-    def best(self, ids: Ids | None, values: Logits, count: int) -> Ids:
-        """Ids of the ``count`` best, best first. ``ids`` (None: all) ascend; ``values`` are their adjusted logits."""
-        if values.size <= SMALL:
-            tokens: Ids = np.arange(values.size) if ids is None else ids
-            scores = self._scores(tokens, values)
-        else:
-            tokens, scores = self._contenders(ids, values, count)
-        order = np.lexsort((tokens, -scores))[:count]
-        return tokens[order[scores[order] > -np.inf]]
-
-    def scaled(self, values: Logits) -> Floats:
-        """Scaled logits of adjusted ones, float64."""
-        return _scaled(values, self.top, self.temperature)
-
-    def _scores(self, tokens: Ids, values: Logits) -> Floats:
-        return self.scaled(values) + gumbel_of_words(words_at(self.seed, self.position, tokens))
-
-    def _contenders(self, ids: Ids | None, values: Logits, count: int) -> tuple[Ids, Floats]:
-        """Tokens, and their scores, of a set that surely holds the ``count`` best."""
-        level = _level(values, max(SMALL // 2, 2 * count))
-        head = np.flatnonzero(values >= level)
-        few = max(SMALL // 2, count)
-        flat = not count <= head.size <= 4 * SMALL
-        if flat:  # any few will do for a first bound
-            head, level = np.flatnonzero(values[:few] > -np.inf), values.dtype.type(self.top)
-        tokens = head if ids is None else ids[head]
-        scores = self._scores(tokens, values[head])
-        if head.size < count:
-            tokens = np.arange(values.size) if ids is None else ids
-            return tokens, self._scores(tokens, values)
-        bound = float(np.partition(scores, head.size - count)[head.size - count]) - _ROUNDING
-        floor = _round_down(self.top + self.temperature * (bound - GUMBEL_MAX), values.dtype)
-        rest, words = self._words_from(floor, ids, values)
-        # What is not in the head lies at or below ``level``, so it needs at least this word.
-        hits = np.flatnonzero(words >= least_word(bound - float(self.scaled(np.asarray([level]))[0])))
-        words = words[hits]
-        hits = hits if rest is None else rest[hits]
-        held = values[hits]
-        chosen = (held >= floor) & ((hits >= few) if flat else (held < level))
-        hits, words, held = hits[chosen], words[chosen], held[chosen]
-        tokens = np.concatenate([tokens, hits if ids is None else ids[hits]])
-        return tokens, np.concatenate([scores, self.scaled(held) + gumbel_of_words(words)])
-
-    def _words_from(self, floor: Any, ids: Ids | None, values: Logits) -> tuple[Ids | None, NDArray[np.uint32]]:
-        """Indices (None: all) of at least all values that reach ``floor``, and their words."""
-        reach = values >= floor
-        if 2 * int(np.count_nonzero(reach)) > values.size:
-            if ids is None:
-                return None, words_row(self.seed, self.position, values.size)
-            return None, words_at(self.seed, self.position, ids)
-        rest = np.flatnonzero(reach)
-        return rest, words_at(self.seed, self.position, rest if ids is None else ids[rest])
-
-
-def _nucleus_candidates(race: _Race, ids: Ids | None, values: Logits, params: SamplingParams, count: int) -> list[int]:
+def _nucleus_candidates(race: Race, ids: Ids | None, values: Logits, params: SamplingParams, count: int) -> list[int]:
     """Candidates under top_p, mostly without sorting: score a superset of the nucleus, then test its best."""
     if values.size > SMALL:
         weight = _Mass(race)
@@ -320,7 +205,7 @@ class _Mass:
 
     PIECE: Final = 8192
 
-    def __init__(self, race: _Race) -> None:
+    def __init__(self, race: Race) -> None:
         self._race = race
 
     def each(self, values: Logits) -> Floats:
@@ -330,7 +215,7 @@ class _Mass:
         return math.fsum(float(self.each(values[i : i + self.PIECE]).sum()) for i in range(0, values.size, self.PIECE))
 
 
-def _likely_nucleus(values: Logits, race: _Race, top_p: float) -> Ids:
+def _likely_nucleus(values: Logits, race: Race, top_p: float) -> Ids:
     """Indices of all values above a level that a sample of them suggests: probably a superset of the nucleus."""
     sample = np.sort(values[:: max(1, values.size // 2048)])[::-1]
     mass = np.cumsum(np.exp(race.scaled(sample)))
@@ -381,14 +266,6 @@ def _adjusted(
     return row, top
 
 
-def _scaled(values: Logits, top: float, temperature: float) -> Floats:
-    """``(values - top) / temperature`` in float64; a tiny temperature may send far tokens to -inf."""
-    with np.errstate(over="ignore"):
-        result: Floats = np.subtract(values, top, dtype=np.float64)
-        result /= temperature
-    return result
-
-
 def _kept_count(scaled: Floats, params: SamplingParams) -> int:
     """How many of the descending ``scaled`` logits min_p, top_k and top_p keep."""
     kept = int(np.count_nonzero(scaled > -np.inf))
@@ -402,48 +279,16 @@ def _kept_count(scaled: Floats, params: SamplingParams) -> int:
     return kept
 
 
-def _after_min_p_and_top_k(adjusted: Logits, top: float, params: SamplingParams) -> tuple[Ids | None, Logits]:
+def _after_min_p_and_top_k(race: Race, adjusted: Logits, params: SamplingParams) -> tuple[Ids | None, Logits]:
     """Ids (ascending; None: all) and adjusted logits of what min_p and top_k keep."""
     ids: Ids | None = None
     if params.min_p > 0.0:
         limit = math.log(params.min_p) - SLACK
-        floor = _round_down(top + params.temperature * (limit - _ROUNDING), adjusted.dtype)
-        ids = np.flatnonzero(adjusted >= floor)
-        ids = ids[_scaled(adjusted[ids], top, params.temperature) >= limit]
+        ids = np.flatnonzero(adjusted >= race.floor_of(limit - ROUNDING, adjusted.dtype))
+        ids = ids[race.scaled(adjusted[ids]) >= limit]
     values = adjusted if ids is None else adjusted[ids]
     if 0 < params.top_k < values.size:
-        picks = _largest(values, params.top_k)
+        picks = largest(values, params.top_k)
         ids = picks if ids is None else ids[picks]
         values = values[picks]
     return ids, values
-
-
-def _largest(values: Logits, count: int) -> Ids:
-    """Indices (ascending) of the ``count`` largest; of equals at the boundary those with the lowest index."""
-    if count >= values.size:
-        return np.arange(values.size)
-    pool: Ids = np.flatnonzero(values >= _level(values, count))
-    if pool.size < count:
-        pool = np.arange(values.size)
-    held = values[pool]
-    least = np.partition(held, held.size - count)[held.size - count]
-    above = np.flatnonzero(held > least)
-    equal = np.flatnonzero(held == least)[: count - above.size]
-    picks: Ids = pool[np.sort(np.concatenate([above, equal]))]
-    return picks
-
-
-def _level(values: Logits, count: int) -> Any:
-    """A finite value that about ``count`` or somewhat more reach, guessed from an evenly spaced sample."""
-    stride = max(1, values.size // 2048)
-    sample = values[::stride]
-    rank = min(sample.size, 2 * count // stride + 8)
-    level = np.partition(sample, sample.size - rank)[sample.size - rank]
-    return max(level, np.finfo(values.dtype).min)
-
-
-def _round_down(value: float, dtype: np.dtype[Any]) -> Any:
-    """``value`` in ``dtype``, rounded towards -inf, but finite: masked logits never reach it."""
-    limits = np.finfo(dtype)
-    clipped = dtype.type(min(max(value, float(limits.min)), float(limits.max)))
-    return max(np.nextafter(clipped, dtype.type(-np.inf)), limits.min)

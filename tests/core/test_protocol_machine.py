@@ -110,7 +110,7 @@ class ProtocolMachine(RuleBasedStateMachine):
                 window=window,
                 draft_chunk=chunk,
                 acknowledge_every=acknowledge_every,
-                retry=RetryPolicy(max_attempts=10**6),
+                retry=RetryPolicy(max_attempts=10**6, max_first_attempts=10**6),
             ),
             drafting=True,
             jitter=random.Random(salt),

@@ -20,9 +20,7 @@ class BlockManager:
     with its id before it changes hands.
     """
 
-    def __init__(
-        self, num_blocks: int, block_size: int, on_reuse: Callable[[int], None] | None = None
-    ) -> None:
+    def __init__(self, num_blocks: int, block_size: int, on_reuse: Callable[[int], None] | None = None) -> None:
         if num_blocks < 1 or block_size < 1:
             raise ValueError(f"{num_blocks} blocks of {block_size} tokens; both must be positive")
         self.num_blocks = num_blocks

@@ -418,4 +418,3 @@ class Scheduler:
         sequence.block_table = []
         sequence.block_hashes = []
         sequence.computed_len = 0
-

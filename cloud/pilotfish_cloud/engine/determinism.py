@@ -1,0 +1,234 @@
+"""Deterministic mode: shapes under which a row's bits depend on its own tokens only.
+
+Kernels choose their order of summation by the shape of the whole call. A rule restricts calls to shapes that were
+found, on this machine and for this model, to sum every row alike:
+
+* linear layers run with row counts from a short list only, each tried against the others at start-up;
+* attention pads keys to a multiple of 512 (the block of PyTorch's CPU kernel, which adds up block by block, so that
+  fully masked blocks change nothing) and takes neighbouring rows along where a sequence has too few;
+* the packed rows are padded so that vectorised element-wise functions have no scalar remainder.
+
+The whole model is then tried in several chunkings. A rule that fails is replaced by a stricter one: one fixed tile for
+everything. If that fails too, deterministic mode is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pilotfish_cloud.engine.attention import AttentionRule, Segment
+from pilotfish_cloud.engine.linear import PackedLinear
+from pilotfish_cloud.engine.model_runner import ModelRunner
+from pilotfish_core.errors import LocalError
+
+ROW_SIZES: Final = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+KV_MULTIPLE: Final = 512
+MAX_QUERY: Final = 128
+_LEAST_QUERIES: Final = (1, 2, 4, 8, 16)
+_STRICT_TILES: Final = (16, 32)
+_VECTOR: Final = 64  # elements that a vectorised loop takes at a time: two registers of bf16
+_GRAIN: Final = 32768  # elements from which PyTorch splits an element-wise loop among threads
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Rule:
+    """The shapes in use; its text is part of the fingerprint. ``tiles`` by (in, out, bias) of a linear layer."""
+
+    attention: AttentionRule
+    row_sizes: tuple[int, ...] | None = None
+    tiles: tuple[tuple[tuple[int, int, bool], tuple[int, ...]], ...] = ()
+
+    def apply(self, runner: ModelRunner) -> None:
+        """Make ``runner`` follow this rule."""
+        tiles = dict(self.tiles)
+        for linear in runner.linears:
+            linear.tile_sizes = tiles.get(linear.shape_key)
+        runner.rule = self.attention
+        runner.row_sizes = self.row_sizes
+
+
+NORMAL_RULE: Final = Rule(AttentionRule())
+
+
+def calibrate(runner: ModelRunner, *, max_rows: int) -> Rule:
+    """Find the cheapest rule that holds, make ``runner`` follow it, and return it.
+
+    Takes about as long as a prefill of a few thousand tokens. Raises LocalError when no rule holds.
+    """
+    for rule in _candidates(runner, max_rows):
+        rule.apply(runner)
+        if self_check(runner) == 0:
+            return rule
+    NORMAL_RULE.apply(runner)
+    raise LocalError(
+        "deterministic mode was asked for, but this machine's kernels give other bits for other batch shapes under "
+        "every rule tried; run without it",
+        private=f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {runner.dtype}",
+    )
+
+
+def _candidates(runner: ModelRunner, max_rows: int) -> Iterator[Rule]:
+    tiles = {linear.shape_key: linear for linear in runner.linears}
+    sizes = {key: equal_sizes(linear) for key, linear in tiles.items()}
+    least_query = _least_query(runner)
+    if least_query is not None and all(sizes.values()):
+        least = max(max(allowed[0] for allowed in sizes.values()), -(-least_query // runner.shape.group))
+        attention = AttentionRule(KV_MULTIPLE, least_query, MAX_QUERY)
+        yield Rule(attention, _row_counts(runner, ROW_SIZES, least, max_rows), tuple(sorted(sizes.items())))
+    for tile in _STRICT_TILES:
+        queries = tile * runner.shape.group
+        rows = _row_counts(runner, (tile,), tile, max_rows)
+        yield Rule(AttentionRule(KV_MULTIPLE, queries, queries), rows, tuple((key, (tile,)) for key in sorted(sizes)))
+
+
+@torch.inference_mode()
+def equal_sizes(linear: PackedLinear, sizes: Iterable[int] = ROW_SIZES) -> tuple[int, ...]:
+    """The row counts that give every row the same bits as tiles of eight (or sixteen) do, wherever the row lies."""
+    sizes = tuple(sizes)
+    largest = sizes[-1] if linear.out_features < 16 * linear.in_features else min(64, sizes[-1])  # output layers
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(largest, linear.in_features, generator=generator).to(linear.dtype)
+    best: tuple[int, ...] = ()
+    for tile in (8, 16):
+        expected = torch.cat([linear.product(part) for part in rows.split(tile)])
+        found = []
+        for size in (size for size in sizes if size <= largest):
+            begins = {0, (largest - size) // 2, largest - size}
+            products = ((begin, linear.product(rows[begin : begin + size].clone())) for begin in begins)
+            if all(torch.equal(product, expected[begin : begin + size]) for begin, product in products):
+                found.append(size)
+        if len(found) > len(best):
+            best = tuple(found)
+    return best
+
+
+@torch.inference_mode()
+def _least_query(runner: ModelRunner) -> int | None:
+    """The fewest query rows from which attention gives a row the same bits; None when no number does."""
+    shape, dtype = runner.shape, runner.dtype
+    generator = torch.Generator().manual_seed(0)
+    length = 3 * KV_MULTIPLE
+    query, key, value = (
+        torch.randn(1, shape.num_kv_heads, rows, shape.head_dim, generator=generator).to(dtype)
+        for rows in (MAX_QUERY, length, length)
+    )
+    counts = (*range(1, 25), 32, 40, 48, 64, 96, 127, 128)
+    unequal = 0  # the largest count that is not like the others
+    for seen in (5, 300, 511, 700, 1024):
+        least = -(-seen // KV_MULTIPLE) * KV_MULTIPLE
+        expected = _attention_row(query, key, value, 16, 0, seen, least)
+        for count in counts:
+            places = {0, count // 2, count - 1}
+            padded = (least, length)
+            if not all(
+                torch.equal(_attention_row(query, key, value, count, place, seen, padding), expected)
+                for place in places
+                for padding in padded
+            ):
+                unequal = max(unequal, count)
+    return next((count for count in _LEAST_QUERIES if count > unequal), None)
+
+
+def _attention_row(query: Tensor, key: Tensor, value: Tensor, count: int, place: int, seen: int, length: int) -> Tensor:
+    """Query row 0 put at ``place`` among ``count`` rows, over the first ``seen`` of ``length`` keys."""
+    rows = query[:, :, :count].clone()
+    rows[:, :, 0], rows[:, :, place] = query[:, :, place], query[:, :, 0]
+    mask = torch.zeros(1, 1, count, length, dtype=query.dtype)
+    mask[..., seen:] = float("-inf")
+    mask[:, :, :place, 1:] = float("-inf")  # the neighbours see other keys
+    attended = F.scaled_dot_product_attention(rows, key[:, :, :length], value[:, :, :length], attn_mask=mask)
+    return attended[:, :, place]
+
+
+def _row_counts(runner: ModelRunner, sizes: tuple[int, ...], least: int, max_rows: int) -> tuple[int, ...]:
+    """Packed row counts up to the first that holds ``max_rows``: sums of ``sizes`` without scalar remainders."""
+    largest, counts = sizes[-1], []
+    for whole in range(0, max_rows + 1, largest):
+        for size in sizes:
+            rows = whole + size
+            if rows >= least and _vectorises(runner, rows):
+                counts.append(rows)
+            if counts and counts[-1] >= max_rows:
+                return tuple(counts)
+    # Widths that never divide evenly: the self-check decides whether that matters.
+    return tuple(whole + size for whole in range(0, max_rows + 1, largest) for size in sizes if whole + size >= least)
+
+
+def _vectorises(runner: ModelRunner, rows: int) -> bool:
+    """Whether element-wise loops over ``rows`` have no scalar remainder, on any of the threads."""
+    for width in (runner.shape.intermediate, runner.shape.head_dim):
+        total = rows * width
+        parts = min(torch.get_num_threads(), math.ceil(total / _GRAIN))
+        if total % (_VECTOR * parts):
+            return False
+    return True
+
+
+@torch.inference_mode()
+def self_check(runner: ModelRunner, *, length: int = 0) -> int:
+    """Positions of the real model whose logits differ between ways to compute them; 0 when the rule holds.
+
+    Needs two free arenas, and leaves them wiped. ``length`` 0: just beyond the attention's padding.
+    """
+    length = min(length or KV_MULTIPLE + 12, runner.store.capacity)
+    tail = min(8, length // 2)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(0, runner.shape.vocab_rows, (2, length), generator=generator).tolist()
+    mine, other = runner.store.acquire(), runner.store.acquire()
+    try:
+        check = _Chunking(runner, mine, other, ids[0], ids[1])
+        expected = check.run([length], tail)
+        body = length - tail
+        ways = [
+            [*_cut(body, 256), *[1] * tail],  # decode
+            [*_cut(body, 97), tail],  # odd chunks, one verify
+            [min(7, body), *_cut(body - min(7, body), 200), 3, tail - 3],
+            [*_cut(body - 5, 64), 1, 4, *_cut(tail, 2)],
+        ]
+        differing = torch.zeros(tail, dtype=torch.bool)
+        for index, way in enumerate(ways):
+            found = check.run([rows for rows in way if rows > 0], tail, junk=index % 2 == 1)
+            differing |= (found != expected).any(-1)
+        return int(differing.sum())
+    finally:
+        runner.store.release(mine, wipe=True)
+        runner.store.release(other, wipe=True)
+
+
+def _cut(total: int, chunk: int) -> list[int]:
+    return [min(chunk, total - begin) for begin in range(0, total, chunk)]
+
+
+class _Chunking:
+    """Computes one sequence in given chunks beside a neighbour."""
+
+    def __init__(self, runner: ModelRunner, slot: int, other: int, tokens: list[int], neighbour: list[int]) -> None:
+        self._runner, self._slot, self._other = runner, slot, other
+        self._tokens, self._neighbour = tokens, neighbour
+
+    def run(self, chunks: list[int], tail: int, *, junk: bool = False) -> Tensor:
+        """Logits [tail, vocabulary] of the last positions. ``junk``: rejected drafts follow each chunk."""
+        runner, position, kept = self._runner, 0, []
+        for index, rows in enumerate(chunks):
+            extra = index % 4 if junk else 0
+            extra = min(extra, len(self._tokens) - position - rows)
+            neighbours = self._neighbour[: (index * 5) % 13] if len(chunks) > 1 else []
+            mine = self._tokens[position : position + rows] + self._neighbour[:extra]
+            segments = [
+                Segment(self._other, 0, len(neighbours), 0),
+                Segment(self._slot, len(neighbours), len(neighbours) + len(mine), position),
+            ]
+            hidden = runner.hidden([*neighbours, *mine], [s for s in segments if s.end > s.begin])
+            first = max(len(self._tokens) - tail - position, 0)
+            if first < rows:
+                begin = len(neighbours) + first
+                kept.append(runner.lm_head(hidden[begin : begin + rows - first]))
+            position += rows
+        return torch.cat(kept)

@@ -1,0 +1,376 @@
+"""The embedded engine: scheduler, model and sampler in one worker thread.
+
+Messages wait in an inbox that is emptied before each step; what happened is told to the listener once per step. The
+worker sleeps on a condition when there is nothing to run, until a message comes or a core's deadline passes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+import torch
+
+from pilotfish_cloud.config import ServerConfig
+from pilotfish_cloud.engine.determinism import NORMAL_RULE, calibrate
+from pilotfish_cloud.engine.fingerprint import fingerprint
+from pilotfish_cloud.engine.interface import (
+    CommitEvent,
+    Engine,
+    EngineEvent,
+    EngineInfo,
+    EventListener,
+    FailedEvent,
+    OpenedEvent,
+    OpenRequest,
+)
+from pilotfish_cloud.engine.loading import LoadedModel, load_model
+from pilotfish_cloud.engine.model_runner import ModelRunner
+from pilotfish_cloud.engine.opening import Opener
+from pilotfish_cloud.engine.step_sampler import StepSampler
+from pilotfish_core.cloud_core import CloudLimits
+from pilotfish_core.drafts import DraftRun
+from pilotfish_core.errors import EngineFailure, PilotfishError, Unavailable
+from pilotfish_core.scheduling import ScheduledStep, Scheduler, SchedulerConfig, Sequence
+from pilotfish_core.tokenizer import Tokenizer
+
+_GIB: Final = 2**30
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Settings of the embedded engine. Sizes in tokens unless named otherwise."""
+
+    max_model_len: int | None = None  # None: the model's context
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    max_draft_tokens: int = 32
+    max_draft_rows: int = 16
+    max_unacknowledged: int = 512
+    acknowledge_timeout_s: float = 120.0
+    block_size: int = 16
+    kv_cache_gib: float = 2.0  # of blocks; arenas of running sequences come on top (see kv_store)
+    num_blocks: int | None = None  # None: what kv_cache_gib holds
+    prefix_cache: bool = True
+    deterministic: bool = False
+    threads: int = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Totals since start, and what is held now. A snapshot; the worker goes on."""
+
+    steps: int
+    step_seconds: float
+    prefill_rows: int
+    decode_rows: int
+    draft_rows: int
+    committed_tokens: int
+    accepted_tokens: int
+    preemptions: int
+    failures: int
+    running: int
+    waiting: int
+    blocks_total: int
+    blocks_held: int
+    blocks_kept: int
+    cache_hit_tokens: int
+    cache_miss_tokens: dict[str, int]
+
+
+class EmbeddedEngine(Engine):
+    """See ``Engine``. ``tokenizer`` is the target's; ``info`` is complete before ``start``."""
+
+    def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
+        """Raises LocalError when deterministic mode was asked for and this machine fails its self-check."""
+        torch.set_num_threads(config.threads)
+        self.config = config
+        self.tokenizer: Tokenizer = loaded.tokenizer
+        max_len = min(config.max_model_len or loaded.shape.max_position, loaded.shape.max_position)
+        scheduling = _scheduler_config(loaded, config, max_len)
+        self.runner = ModelRunner(
+            loaded,
+            num_slots=config.max_num_seqs,
+            num_blocks=scheduling.num_blocks,
+            block_size=config.block_size,
+            max_len=max_len,
+        )
+        rule = calibrate(self.runner, max_rows=config.max_num_batched_tokens) if config.deterministic else NORMAL_RULE
+        self.scheduler = Scheduler(scheduling)
+        self._sampler = StepSampler(self.tokenizer)
+        limits = CloudLimits(
+            max_draft_tokens=config.max_draft_tokens,
+            max_unacknowledged=config.max_unacknowledged,
+            acknowledge_timeout_s=config.acknowledge_timeout_s,
+        )
+        self._opener = Opener(self.tokenizer, limits, max_model_len=max_len)
+        facts = {"dtype": loaded.dtype_name, "rule": str(rule), "packed": self.runner.packed, **StepSampler.facts()}
+        self.info = EngineInfo(
+            model=loaded.folder.resolve().name,
+            fingerprint=fingerprint(loaded.weight_files, facts, device=self.runner.device),
+            tokenizer_hash=self.tokenizer.hash,
+            vocabulary_size=self.tokenizer.vocab_size,
+            max_model_len=max_len,
+            max_draft_tokens=config.max_draft_tokens,
+            deterministic=config.deterministic,
+            dtype=loaded.dtype_name,
+        )
+        self._listener: EventListener | None = None
+        self._inbox: list[Callable[[], None]] = []
+        self._wake = threading.Condition()
+        self._closing = False
+        self._worker: threading.Thread | None = None
+        # The worker's own, touched by nobody else once it runs:
+        self._sequences: dict[str, Sequence] = {}
+        self._unopened: set[str] = set()
+        self._events: list[EngineEvent] = []
+        self._step_seconds = 0.0
+        self._committed = self._accepted = self._failures = 0
+
+    @classmethod
+    def load(cls, config: ServerConfig) -> EmbeddedEngine:
+        """Load the model that a server was asked to serve. Raises ModelLoadError, LocalError."""
+        torch.set_num_threads(config.threads)
+        return cls(
+            load_model(config.model, dtype=config.dtype),
+            EngineConfig(
+                max_model_len=config.max_model_len,
+                max_num_seqs=config.max_num_seqs,
+                max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_num_seqs),
+                max_draft_tokens=config.max_draft_tokens,
+                max_unacknowledged=config.max_unacknowledged,
+                deterministic=config.deterministic,
+                threads=config.threads,
+            ),
+        )
+
+    # -- any thread -------------------------------------------------------------------------------------------------
+
+    def start(self, listener: EventListener) -> None:
+        """Begin stepping. Raises RuntimeError when begun or closed before."""
+        if self._worker is not None or self._closing:
+            raise RuntimeError("the engine was started before")
+        self._listener = listener
+        self._worker = threading.Thread(target=self._run, name="pilotfish-engine", daemon=True)
+        self._worker.start()
+
+    def open(self, request: OpenRequest) -> None:
+        """Begin or continue a generation; answered by OpenedEvent or FailedEvent."""
+        if not self._post(lambda: self._on_open(request)) and self._listener is not None:
+            self._listener([FailedEvent(request.key, Unavailable("this replica is shutting down"))])
+
+    def push(self, key: str, run: DraftRun) -> None:
+        """Draft tokens arrived."""
+        self._post(lambda: self._on_message(key, lambda sequence: sequence.core.receive(run, time.monotonic())))
+
+    def acknowledge(self, key: str, length: int) -> None:
+        """The device holds the committed tokens up to ``length``."""
+        self._post(lambda: self._on_message(key, lambda sequence: sequence.core.acknowledge(length, time.monotonic())))
+
+    def abort(self, key: str) -> None:
+        """End a generation and free what it holds."""
+        self._post(lambda: self._on_abort(key))
+
+    def close(self) -> None:
+        """Stop stepping, fail what is running with Unavailable, join the worker. May be called again."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if self._worker is not None and self._worker is not threading.current_thread():
+            self._worker.join()
+
+    def stats(self) -> EngineStats:
+        """A snapshot of the counters."""
+        counts, blocks, cache = self.scheduler.counts, self.scheduler.blocks, self.scheduler.cache
+        return EngineStats(
+            steps=counts.steps,
+            step_seconds=self._step_seconds,
+            prefill_rows=counts.prefill_rows,
+            decode_rows=counts.decode_rows,
+            draft_rows=counts.draft_rows,
+            committed_tokens=self._committed,
+            accepted_tokens=self._accepted,
+            preemptions=counts.preemptions,
+            failures=self._failures,
+            running=len(self.scheduler.running),
+            waiting=len(self.scheduler.waiting),
+            blocks_total=blocks.num_blocks,
+            blocks_held=blocks.num_held,
+            blocks_kept=blocks.num_kept,
+            cache_hit_tokens=cache.hit_tokens,
+            cache_miss_tokens={reason.value: count for reason, count in cache.miss_tokens.items()},
+        )
+
+    def _post(self, message: Callable[[], None]) -> bool:
+        with self._wake:
+            if self._closing:
+                return False
+            self._inbox.append(message)
+            self._wake.notify()
+            return True
+
+    # -- the worker -------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        torch.set_num_threads(self.config.threads)
+        idle = True  # whether the last round found nothing to run
+        while True:
+            with self._wake:
+                if idle and not self._inbox and not self._closing:
+                    self._wake.wait(self._patience())
+                messages, self._inbox = self._inbox, []
+                if self._closing:
+                    break
+            for message in messages:
+                message()
+            self._expire(time.monotonic())
+            idle = not self._step()
+            self._tell()
+        for message in messages:
+            message()  # those posted before the end still get their answer, which is the end
+        for sequence in list(self._sequences.values()):
+            self._fail(sequence, Unavailable("this replica is shutting down; resume elsewhere"))
+        self._tell()
+
+    def _patience(self) -> float | None:
+        """Seconds until the first core's deadline; None: wait for a message."""
+        deadlines = [sequence.core.next_deadline() for sequence in self._sequences.values()]
+        first = min((deadline for deadline in deadlines if deadline is not None), default=None)
+        return None if first is None else max(first - time.monotonic(), 0.0)
+
+    def _expire(self, now: float) -> None:
+        for sequence in list(self._sequences.values()):
+            error = sequence.core.expired(now) if sequence.core.paused else None
+            if error is not None:
+                self._fail(sequence, error)
+
+    def _step(self) -> bool:
+        """One step, if there is anything to run. Whatever goes wrong in it ends what took part, and nothing else."""
+        if not self.scheduler.has_work:
+            return False
+        step: ScheduledStep | None = None
+        began = time.monotonic()
+        try:
+            step = self.scheduler.schedule(began)
+            if step is None:
+                return False
+            self._execute(step)
+        except Exception as error:
+            _log.exception("a step failed")
+            failure = EngineFailure("the verifier could not compute a step", private=repr(error))
+            involved = [entry.sequence for entry in step.scheduled] if step is not None else []
+            for sequence in involved or list(self._sequences.values()):
+                if sequence.key in self._sequences:
+                    self._fail(sequence, failure)
+        self._step_seconds += time.monotonic() - began
+        return True
+
+    def _execute(self, step: ScheduledStep) -> None:
+        self.runner.prepare(step)
+        for sequence in step.admitted:
+            if sequence.key in self._unopened:
+                self._unopened.discard(sequence.key)
+                self._events.append(OpenedEvent(sequence.key, sequence.cached_len))
+        if not step.scheduled:
+            return
+        computed = self.runner.forward(step.scheduled)
+        outcomes = self._sampler.sample(step.scheduled, computed)
+        now = time.monotonic()
+        done = self.scheduler.complete(step, outcomes, now)
+        self.runner.keep(done.stores)
+        for sequence, commit in done.commits:
+            self._committed += len(commit.tokens)
+            self._accepted += commit.accepted
+            self._sampler.committed(sequence.key, commit.tokens)
+            self._events.append(CommitEvent(sequence.key, commit, now))
+        for sequence, error in done.failures:
+            self._failures += 1
+            self._events.append(FailedEvent(sequence.key, error))
+        failed = {sequence.key for sequence, _ in done.failures}
+        for sequence in done.ended:
+            self._forget(sequence, wipe=sequence.key in failed)
+
+    def _tell(self) -> None:
+        events, self._events = self._events, []
+        if events and self._listener is not None:
+            try:
+                self._listener(events)
+            except Exception:
+                _log.exception("the engine's listener raised; its events are lost")
+
+    def _on_open(self, request: OpenRequest) -> None:
+        try:
+            if request.key in self._sequences:
+                raise EngineFailure("the verifier was given a generation twice", private=f"key {request.key}")
+            sequence, finished = self._opener.open(request, time.monotonic())
+        except PilotfishError as error:
+            self._events.append(FailedEvent(request.key, error))
+            return
+        if finished is not None:
+            self._events += [OpenedEvent(request.key, 0), CommitEvent(request.key, finished, time.monotonic())]
+            return
+        self._sequences[request.key] = sequence
+        self._unopened.add(request.key)
+        self._sampler.opened(sequence)
+        self.scheduler.add(sequence)
+
+    def _on_message(self, key: str, message: Callable[[Sequence], object]) -> None:
+        sequence = self._sequences.get(key)
+        if sequence is None:
+            return
+        try:
+            message(sequence)
+        except PilotfishError as error:
+            self._fail(sequence, error)
+
+    def _on_abort(self, key: str) -> None:
+        sequence = self._sequences.get(key)
+        if sequence is not None:
+            sequence.core.cancel(time.monotonic())
+            self.scheduler.remove(sequence)
+            self._forget(sequence)
+
+    def _fail(self, sequence: Sequence, error: PilotfishError) -> None:
+        """End one generation with an error, between steps."""
+        engine_fault = isinstance(error, EngineFailure)
+        sequence.core.fail(time.monotonic())
+        self.scheduler.remove(sequence, keep=not engine_fault)
+        self._failures += 1
+        self._events.append(FailedEvent(sequence.key, error))
+        self._forget(sequence, wipe=engine_fault)
+
+    def _forget(self, sequence: Sequence, *, wipe: bool = False) -> None:
+        """``wipe`` what it left in its arena: it may hold NaN."""
+        self.runner.detach(sequence, wipe=wipe)
+        self._sampler.ended(sequence.key)
+        self._unopened.discard(sequence.key)
+        self._sequences.pop(sequence.key, None)
+
+    def check_integrity(self) -> None:
+        """Raises IntegrityError unless every block and arena is accounted for. With the worker idle or closed."""
+        self.scheduler.check_integrity()
+        self.runner.check_integrity([sequence.slot for sequence in self.scheduler.running])
+
+
+def _scheduler_config(loaded: LoadedModel, config: EngineConfig, max_len: int) -> SchedulerConfig:
+    """Blocks within the memory granted, no more than could ever be used, enough for one sequence."""
+    shape, size = loaded.shape, config.block_size
+    bytes_per_block = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * loaded.dtype.itemsize * size
+    one = -(-max_len // size)
+    num_blocks = config.num_blocks or max(
+        min(int(config.kv_cache_gib * _GIB) // bytes_per_block, config.max_num_seqs * one * 2), one
+    )
+    return SchedulerConfig(
+        max_model_len=max_len,
+        num_blocks=num_blocks,
+        block_size=size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_draft_rows=min(config.max_draft_rows, config.max_draft_tokens),
+        prefix_cache=config.prefix_cache,
+    )

@@ -1,0 +1,100 @@
+"""Linear layers over prepacked weights, run in tiles whose sizes are known to give the same bits.
+
+On CPU, oneDNN computes a matrix product from weights that were reordered once at load: faster for few rows than
+``F.linear`` (which reorders bf16 weights in every call), and its order of summation hardly depends on the number of
+rows. Where it does depend, ``tile_sizes`` lists the numbers of rows that a deterministic engine may use.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def packing_available(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether this build and machine have oneDNN's prepacked product for ``dtype``."""
+    if device.type != "cpu" or not torch._C._has_mkldnn:
+        return False
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return False
+    return dtype is torch.float32 or (dtype is torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()))
+
+
+class PackedLinear(nn.Module):
+    """``nn.Linear`` for inference. Input [..., in_features], output [..., out_features], never in place.
+
+    ``tile_sizes`` (ascending) restricts the row counts of single products; None: any. Rows that fill no tile are
+    padded with zeros.
+    """
+
+    def __init__(self, linear: nn.Linear, *, packed: bool) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        weight = linear.weight.detach()
+        self.dtype = weight.dtype
+        # A copy of its own: a loader's memory map may be aligned in any way, an allocation is not.
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.clone(), 8) if packed else weight
+        self._bias = None if linear.bias is None else linear.bias.detach().clone()
+        self._packed = packed
+        self.tile_sizes: tuple[int, ...] | None = None
+
+    @property
+    def shape_key(self) -> tuple[int, int, bool]:
+        """Layers with equal keys run the same kernels."""
+        return self.in_features, self.out_features, self._bias is not None
+
+    def product(self, rows: Tensor) -> Tensor:
+        """One product, whatever its number of rows."""
+        if self._packed:
+            result: Tensor = torch.ops.mkldnn._linear_pointwise(rows, self._weight, self._bias, "none", [], "")
+            return result
+        return F.linear(rows, self._weight, self._bias)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The product in tiles."""
+        sizes = self.tile_sizes
+        if sizes is None:
+            return self.product(inputs)
+        rows = inputs.reshape(-1, self.in_features)
+        count = rows.shape[0]
+        if count in sizes:
+            return self.product(rows).view(*inputs.shape[:-1], self.out_features)
+        result = rows.new_empty(count, self.out_features)
+        begin = 0
+        for size in tiles_of(count, sizes):
+            end = min(begin + size, count)
+            tile = rows[begin:end]
+            if end - begin < size:
+                tile = F.pad(tile, (0, 0, 0, size - (end - begin)))
+            result[begin:end] = self.product(tile)[: end - begin]
+            begin = end
+        return result.view(*inputs.shape[:-1], self.out_features)
+
+
+def tiles_of(count: int, sizes: Sequence[int]) -> list[int]:
+    """Tiles from ascending ``sizes`` that cover ``count`` rows; the last may stick out, by less than its half or as
+    little as the sizes allow."""
+    tiles, left = [sizes[-1]] * (count // sizes[-1]), count % sizes[-1]
+    while left > 0:
+        index = bisect.bisect_left(sizes, left)
+        if sizes[index] > left and sizes[index] >= 2 * left and index > 0:
+            index -= 1
+        tiles.append(sizes[index])
+        left -= sizes[index]
+    return tiles
+
+
+def pack_linears(model: nn.Module, *, packed: bool) -> list[PackedLinear]:
+    """Replace every ``nn.Linear`` in ``model`` (mutated) and return the replacements."""
+    replaced: list[PackedLinear] = []
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Linear:
+                linear = PackedLinear(child, packed=packed)
+                setattr(module, name, linear)
+                replaced.append(linear)
+    return replaced

@@ -1,0 +1,67 @@
+"""Runs draft tasks in a thread: the event loop never waits for a model."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+from pilotfish.generation import Generation
+from pilotfish_core.device_core import DraftTask
+from pilotfish_core.drafter import DraftContext, Drafter
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DraftDone:
+    """A task's tokens, or why it failed."""
+
+    tokens: list[int]
+    error: BaseException | None = None
+
+
+class DraftWorker:
+    """One generation's drafter context. At most one task is in the executor at a time, as the core asks.
+
+    ``done`` is called on the event loop with the result of each task.
+    """
+
+    def __init__(
+        self, drafter: Drafter, generation: Generation, executor: Executor, done: Callable[[DraftDone], None]
+    ) -> None:
+        self._drafter = drafter
+        self._generation = generation
+        self._executor = executor
+        self._done = done
+        self._context: DraftContext | None = None
+        self._future: asyncio.Future[list[int]] | None = None
+
+    def begin(self, task: DraftTask | None) -> None:
+        """Start a task, if there is one."""
+        if task is None:
+            return
+        self._future = asyncio.get_running_loop().run_in_executor(self._executor, self._draft, task)
+        self._future.add_done_callback(self._finished)
+
+    async def close(self) -> None:
+        """Wait for the task that is out, then free the context."""
+        if self._future is not None:
+            await asyncio.wait([self._future])
+        if self._context is not None:
+            self._context.close()
+
+    def _draft(self, task: DraftTask) -> list[int]:
+        """In the executor's thread."""
+        if self._context is None:
+            self._context = self._drafter.open(self._generation.params, len(self._generation.prompt))
+        if self._context.length != task.keep:
+            self._context.rewind(task.keep)
+        if task.extend:
+            self._context.extend(task.extend)
+        return self._context.draft(task.count)
+
+    def _finished(self, future: asyncio.Future[list[int]]) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        self._done(DraftDone(future.result()) if error is None else DraftDone([], error))

@@ -1,0 +1,61 @@
+"""``pilotfish export``: arguments and output. The work is in ``exporter``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pilotfish.export.exporter import QUANTS, TARGETS, export_model
+from pilotfish_core.errors import InvalidParameter
+
+if TYPE_CHECKING:
+    Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]
+
+
+def add_export_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
+    """Add ``export`` to a command's subparsers; its ``run`` default is ``run_export``."""
+    parser = subparsers.add_parser(
+        "export",
+        help="turn a Hugging Face checkpoint into a draft model for this device",
+        description="Export a Llama, Mistral, Qwen2 or Qwen3 checkpoint and measure the result against it.",
+    )
+    parser.add_argument("model", metavar="DIR", help="model folder or Hugging Face id")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--to", choices=TARGETS, default="onnx", help="runtime (default: onnx)")
+    parser.add_argument("--quant", choices=sorted(QUANTS), default="int8", help="weights (default: int8)")
+    parser.add_argument(
+        "--max-model-len", type=int, metavar="N", help="context length (default: the model's)"
+    )
+    parser.add_argument("--text-file", metavar="FILE", help="UTF-8 text to measure on (default: Python code)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    parser.add_argument("--json", action="store_true", help="print the report as JSON")
+    parser.set_defaults(run=run_export)
+    return parser
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """Export and print the report; progress goes to stderr. Returns the exit status; raises PilotfishError."""
+    report = export_model(
+        arguments.model,
+        arguments.out,
+        to=arguments.to,
+        quant=arguments.quant,
+        text=_text(arguments.text_file),
+        context_length=arguments.max_model_len,
+        overwrite=arguments.overwrite,
+        progress=lambda line: print(f"export: {line}", file=sys.stderr, flush=True),  # noqa: T201
+    )
+    print(json.dumps(report.to_dict(), indent=2) if arguments.json else report.table())  # noqa: T201
+    return 0
+
+
+def _text(file: str | None) -> str | None:
+    if file is None:
+        return None
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidParameter(f"cannot read the text file {file}: {error}") from None

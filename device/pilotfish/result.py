@@ -1,0 +1,72 @@
+"""What an app gets: pieces of text while they come, and the whole with its figures at the end."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from pilotfish_core.drafts import FinishReason, Origin, TokenLogprobs
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Piece:
+    """Text that has been decided, with the tokens it came from, all of one ``origin``.
+
+    ``text`` may be empty where a token ends inside a character, or may still become a stop string.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    origin: Origin
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Figures of one answer, from this device's point of view. Times in seconds, payload in bytes of protobuf.
+
+    ``steps`` are the target's forward passes seen as commits in this run; ``mean_acceptance_length`` is committed
+    tokens per step and includes the bonus token. ``tokens_per_s`` counts from the start of the call, prefill included;
+    ``tpot_s`` is the mean time per token after the first.
+    """
+
+    model: str
+    drafter: str
+    seed: int
+    fingerprints: tuple[str, ...]
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    elapsed_s: float
+    ttft_s: float
+    tpot_s: float
+    tokens_per_s: float
+    steps: int
+    steps_per_token: float
+    mean_acceptance_length: float
+    draft_tokens: int
+    sent_draft_tokens: int
+    accepted_draft_tokens: int
+    recovered_tokens: int
+    bonus_tokens: int
+    cloud_tokens: int
+    rollbacks: int
+    reconnects: int
+    bytes_up: int
+    bytes_down: int
+    drafter_error: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """A whole answer. ``token_ids`` keep an end token, ``text`` does not."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stop: int | str | None
+    metrics: Metrics
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self) | {"finish_reason": self.finish_reason.value}

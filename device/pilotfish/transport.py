@@ -1,0 +1,189 @@
+"""gRPC to the verifier: addresses, channels, one stream per attempt, statuses turned back into typed errors."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from typing import Any, Final, cast
+
+import grpc
+
+from pilotfish_core.errors import (
+    DeadlineExceeded,
+    InvalidParameter,
+    PilotfishError,
+    ProtocolViolation,
+    Unavailable,
+    error_of_kind,
+)
+from pilotfish_core.proto.v1 import verifier_pb2 as pb
+from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
+from pilotfish_core.wire import MAX_FRAME_BYTES
+
+DEFAULT_PORT: Final = 50051
+MAX_TOKENIZER_BYTES: Final = 64 * 1024 * 1024  # tokenizer.json of today's largest vocabularies is about 20 MB
+UNARY_TIMEOUT_S: Final = 10.0
+
+CHANNEL_OPTIONS: Final = [
+    ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
+    ("grpc.initial_reconnect_backoff_ms", 100),  # our own backoff decides when to try; the channel's must not add
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.enable_retries", 0),
+]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Address:
+    """Where a verifier listens. ``secure``: over TLS."""
+
+    host: str
+    port: int
+    secure: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Address:
+        """``grpc://host:port``, ``grpcs://host:port`` or ``host:port``. Raises InvalidParameter."""
+        scheme, separator, rest = text.strip().partition("://")
+        if not separator:
+            scheme, rest = "grpc", scheme
+        if scheme not in ("grpc", "grpcs"):
+            raise InvalidParameter.of("server", text, "grpc://host:port or grpcs://host:port")
+        rest = rest.rstrip("/")
+        host, colon, port = rest.rpartition(":")
+        if not colon or (rest.startswith("[") and rest.endswith("]")):
+            host, port = rest, str(DEFAULT_PORT)
+        if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+            raise InvalidParameter.of("server", text, "an address host:port with a port in [1, 65535]")
+        return cls(host, int(port), scheme == "grpcs")
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def parse_addresses(server: str | list[str] | tuple[str, ...]) -> tuple[Address, ...]:
+    """One address, a comma-separated list or a list. Raises InvalidParameter when there is none."""
+    parts = server.split(",") if isinstance(server, str) else server
+    addresses = tuple(Address.parse(part) for part in parts if part.strip())
+    if not addresses:
+        raise InvalidParameter.of("server", server, "at least one address")
+    return addresses
+
+
+class DeviceStream:
+    """One open call. ``send`` never waits; ``frames`` is read by one task only, for the call's whole life."""
+
+    def __init__(self, stub: pb_grpc.VerifierAsyncStub) -> None:
+        self._outgoing: asyncio.Queue[pb.DeviceFrame | None] = asyncio.Queue()
+        self._call: Any = stub.Generate(self._requests())
+        self.bytes_up = 0
+        self.bytes_down = 0
+
+    def send(self, frame: pb.DeviceFrame) -> None:
+        """Queue a frame."""
+        self.bytes_up += frame.ByteSize()
+        self._outgoing.put_nowait(frame)
+
+    async def frames(self) -> AsyncIterator[pb.CloudFrame]:
+        """The cloud's frames. Raises a typed error when the call ends with one."""
+        try:
+            async for frame in self._call:
+                self.bytes_down += frame.ByteSize()
+                yield frame
+        except grpc.aio.AioRpcError as error:
+            raise translate(error) from None
+
+    def close(self) -> None:
+        """Say that nothing more will be sent."""
+        self._outgoing.put_nowait(None)
+
+    def cancel(self) -> None:
+        """End the call now."""
+        self._outgoing.put_nowait(None)
+        self._call.cancel()
+
+    async def _requests(self) -> AsyncIterator[pb.DeviceFrame]:
+        while (frame := await self._outgoing.get()) is not None:
+            yield frame
+
+
+class Transport:
+    """Channels to one or several addresses, opened when first used. Belongs to one event loop."""
+
+    def __init__(self, addresses: tuple[Address, ...], *, root_certificates: bytes | None = None) -> None:
+        self.addresses = addresses
+        self._root_certificates = root_certificates
+        self._channels: dict[Address, grpc.aio.Channel] = {}
+
+    def open(self, number: int) -> DeviceStream:
+        """A new stream; successive numbers go round the addresses."""
+        return DeviceStream(self._stub(self.addresses[number % len(self.addresses)]))
+
+    async def describe(self) -> pb.DescribeResponse:
+        """What the first address that answers serves. Raises Unavailable and whatever the verifier says."""
+        failure: PilotfishError = Unavailable("no address given")
+        for address in self.addresses:
+            try:
+                response = await self._stub(address).Describe(pb.DescribeRequest(), timeout=UNARY_TIMEOUT_S)
+                return response
+            except grpc.aio.AioRpcError as error:
+                failure = translate(error)
+        raise failure
+
+    async def fetch_tokenizer(self, model: str) -> tuple[bytes, tuple[int, ...]]:
+        """tokenizer.json and end-token ids of a served model."""
+        failure: PilotfishError = Unavailable("no address given")
+        for address in self.addresses:
+            try:
+                return await self._fetch_tokenizer(address, model)
+            except grpc.aio.AioRpcError as error:
+                failure = translate(error)
+        raise failure
+
+    async def _fetch_tokenizer(self, address: Address, model: str) -> tuple[bytes, tuple[int, ...]]:
+        data, end_token_ids = bytearray(), tuple[int, ...]()
+        async for chunk in self._stub(address).FetchTokenizer(pb.FetchTokenizerRequest(model=model)):
+            end_token_ids = end_token_ids or tuple(chunk.end_token_ids)
+            data += chunk.data
+            if len(data) > MAX_TOKENIZER_BYTES:
+                raise ProtocolViolation(f"the verifier's tokenizer.json is over {MAX_TOKENIZER_BYTES} bytes")
+        return bytes(data), end_token_ids
+
+    async def close(self) -> None:
+        """Close all channels; open streams end."""
+        channels, self._channels = list(self._channels.values()), {}
+        for channel in channels:
+            await channel.close()
+
+    def _stub(self, address: Address) -> pb_grpc.VerifierAsyncStub:
+        channel = self._channels.get(address)
+        if channel is None:
+            if address.secure:
+                credentials = grpc.ssl_channel_credentials(self._root_certificates)
+                channel = grpc.aio.secure_channel(str(address), credentials, options=CHANNEL_OPTIONS)
+            else:
+                channel = grpc.aio.insecure_channel(str(address), options=CHANNEL_OPTIONS)
+            self._channels[address] = channel
+        return cast("pb_grpc.VerifierAsyncStub", pb_grpc.VerifierStub(channel))
+
+
+def translate(error: grpc.aio.AioRpcError) -> PilotfishError:
+    """The typed error behind a status: the verifier's own where its metadata names one."""
+    metadata = {str(key): value for key, value in (error.trailing_metadata() or ())}
+    kind, hint = metadata.get("pilotfish-error"), metadata.get("pilotfish-retry-after-ms")
+    message = error.details() or error.code().name
+    if isinstance(kind, str):
+        retry_after_s = int(hint) / 1000 if isinstance(hint, str) and hint.isdigit() else None
+        return error_of_kind(kind, message, retry_after_s=retry_after_s)
+    match error.code():
+        case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED | grpc.StatusCode.UNKNOWN:
+            return Unavailable(f"the connection to the verifier failed: {message}")
+        case grpc.StatusCode.UNIMPLEMENTED:
+            return ProtocolViolation(f"what listens there is not a Pilotfish verifier: {message}")
+        case grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlineExceeded(f"the verifier did not answer in time: {message}")
+        case grpc.StatusCode.INTERNAL:
+            return Unavailable(f"the stream broke: {message}")
+        case _:
+            return PilotfishError(f"{error.code().name}: {message}")
