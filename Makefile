@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PROTOENV := $(VENV)/proto
 PROTO := protos/pilotfish_core/proto/v1/verifier.proto
 
 .PHONY: demo check test lint types proto clean
@@ -22,7 +23,7 @@ demo: $(STAMP)
 check: $(STAMP) lint types
 	$(BIN)/python -m pytest -q -m 'not slow'
 
-test: $(STAMP)
+test: $(STAMP) $(PROTOENV)/bin/python
 	$(BIN)/python -m pytest -q
 
 lint: $(STAMP)
@@ -33,7 +34,6 @@ types: $(STAMP)
 	$(BIN)/mypy
 
 # The stubs are committed. They are made by an old generator on purpose: what it writes imports on protobuf 5.29 to 7.
-PROTOENV := $(VENV)/proto
 $(PROTOENV)/bin/python:
 	$(PYTHON) -m venv $(PROTOENV)
 	$@ -m pip install --quiet --disable-pip-version-check grpcio-tools==1.70.0 mypy-protobuf==3.6.0 'protobuf<6' 'setuptools<81'

@@ -194,6 +194,8 @@ class VerifierService(pb_grpc.VerifierServicer):
                             stream.outbox.put_nowait(message)
         except PilotfishError as error:
             stream.outbox.put_nowait(error)
+        except grpc.aio.BaseError:
+            return  # the call is over: grpc.aio fails the read that was waiting
 
     async def _write(
         self, stream: _Stream, writer: CloudFrameWriter, context: Context, other_fingerprint: bool

@@ -53,7 +53,7 @@ class Race:
 
     def _contenders(self, ids: Ids | None, values: Logits, count: int) -> tuple[Ids, Floats]:
         """Tokens, and their scores, of a set that surely holds the ``count`` best."""
-        level = level_of(values, max(SMALL // 2, 2 * count))
+        level = level_of(values, max(SMALL // 4, 2 * count), spare=0)
         head = np.flatnonzero(values >= level)
         few = max(SMALL // 2, count)
         flat = not count <= head.size <= 4 * SMALL
@@ -112,10 +112,10 @@ def largest(values: Logits, count: int) -> Ids:
     return picks
 
 
-def level_of(values: Logits, count: int) -> Any:
-    """A finite value that about ``count`` or somewhat more reach, guessed from an evenly spaced sample."""
+def level_of(values: Logits, count: int, spare: int = 8) -> Any:
+    """A finite value that probably ``count`` reach, guessed from a sample; ``spare`` sampled ones make it surer."""
     stride = max(1, values.size // 2048)
     sample = values[::stride]
-    rank = min(sample.size, 2 * count // stride + 8)
+    rank = min(sample.size, 2 * count // stride + 1 + spare)
     level = np.partition(sample, sample.size - rank)[sample.size - rank]
     return max(level, np.finfo(values.dtype).min)

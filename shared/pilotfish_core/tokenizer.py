@@ -38,7 +38,9 @@ class Tokenizer:
     tokenizer_config.json beside the tokenizer; empty for one that came as bytes.
     """
 
-    def __init__(self, json_bytes: bytes, *, eos_token_ids: Iterable[int] = (), source: str = "tokenizer") -> None:
+    def __init__(
+        self, json_bytes: bytes, *, eos_token_ids: Iterable[int] = (), source: str = "tokenizer"
+    ) -> None:
         """Raises ModelLoadError, naming ``source``, when the bytes are no usable tokenizer.json."""
         try:
             inner = tokenizers.Tokenizer.from_buffer(json_bytes)
@@ -73,7 +75,7 @@ class Tokenizer:
         """The tokenizer.json it was made of, byte for byte."""
         return self._json
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
         """Highest id + 1, added tokens included. The embedding may have more rows; they are masked."""
         return max(self._names) + 1
@@ -126,13 +128,11 @@ class Tokenizer:
 
         Neither the merges, the normaliser nor the template count, nor the number of embedding rows.
         """
-        digest = hashlib.sha256(HASH_HEADER)
-        for token in sorted(self._bytes):
-            data = self._bytes[token]
-            kind = _SPECIAL if token in self.special_ids else _ORDINARY
-            digest.update(struct.pack("<IBI", token, kind, len(data)))
-            digest.update(data)
-        return digest.hexdigest()
+        header, special = struct.Struct("<IBI"), self.special_ids
+        records = [HASH_HEADER]
+        for token, data in sorted(self._bytes.items()):
+            records += (header.pack(token, _SPECIAL if token in special else _ORDINARY, len(data)), data)
+        return hashlib.sha256(b"".join(records)).hexdigest()
 
     @functools.cached_property
     def _bytes(self) -> dict[int, bytes]:
@@ -223,7 +223,7 @@ class _DecodingRule:
     def token(self, name: str, in_model: bool) -> bytes:
         """Bytes of an ordinary token; ``in_model``: in the model's vocabulary, not only added."""
         if self.byte_level:
-            if not in_model or not _TABLE.keys() >= set(map(ord, name)):
+            if not in_model or not _IN_TABLE.fullmatch(name):
                 return name.encode()
             return name.translate(_TABLE).encode("latin-1")
         if self.byte_fallback and (found := _BYTE_TOKEN.fullmatch(name)):
@@ -240,6 +240,7 @@ def _byte_table() -> dict[int, str]:
 
 
 _TABLE: Final = _byte_table()
+_IN_TABLE: Final = re.compile("[" + re.escape("".join(map(chr, _TABLE))) + "]*")
 
 
 def _end_tokens(folder: Path, tokenizer: Tokenizer) -> tuple[int, ...]:

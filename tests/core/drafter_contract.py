@@ -19,8 +19,8 @@ SAMPLED = SamplingParams(temperature=0.8, seed=11)
 class DrafterContract(abc.ABC):
     """Subclasses give the fixture ``drafter``, and ``prompt`` for which it proposes at least 8 tokens.
 
-    ``exact_chunks``: one forward of n tokens gives the bits of n forwards of one. Quantised kernels do not, which
-    costs acceptance only; tests that would compare the two then keep to equal chunking.
+    ``exact_chunks``: one forward of n tokens gives the bits of n forwards of one. Quantised kernels do not,
+    which costs acceptance only; tests that would compare the two then keep to equal chunking.
     """
 
     exact_chunks = True

@@ -171,7 +171,7 @@ def test_penalties() -> None:
 
     def difference(**values: float) -> list[float]:
         params = SamplingParams(**values)  # type: ignore[arg-type]
-        return (filtered_logits(logits, params, history=history) + 4.0).tolist()
+        return [float(value) + 4.0 for value in filtered_logits(logits, params, history=history)]
 
     assert difference(repetition_penalty=2.0) == [1.0, -4.0, 1.0, 4.0]
     assert difference(presence_penalty=0.5) == [2.0, -2.0, 1.5, 4.0]

@@ -1,4 +1,4 @@
-"""The tokenizer: both families, the canonical hash, streaming text. Tokenizers are built here, none is loaded."""
+"""The tokenizer: both families, the canonical hash, streaming text. All tokenizers are built here."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_decode_is_that_of_the_library(family: str, skip: bool, data: st.DataObj
 
 @given(text=st.text(st.sampled_from("ab é水🐟\n"), max_size=20), skip=st.booleans())
 def test_decode_with_byte_fallback_is_that_of_the_library(text: str, skip: bool) -> None:
-    """Where the bytes are valid. (The library turns a run with one invalid byte into U+FFFD for every byte.)"""
+    """Where the bytes are valid. (The library gives up whole runs with an invalid byte.)"""
     inner, tokenizer = INNER["sentence_piece"], OURS["sentence_piece"]
     ids = inner.encode(text).ids
     assert tokenizer.decode(ids, skip_special=skip) == inner.decode(ids, skip_special_tokens=skip)
@@ -96,7 +96,7 @@ def test_decode_with_byte_fallback_is_that_of_the_library(text: str, skip: bool)
 
 def test_invalid_bytes_spoil_only_themselves() -> None:
     tokenizer = OURS["sentence_piece"]
-    ids = [INNER["sentence_piece"].token_to_id(f"<0x{byte:02X}>") for byte in b"\xe6\xb0\xb4\xff\xe6\xb0"]
+    ids = [3 + byte for byte in b"\xe6\xb0\xb4\xff\xe6\xb0"]
     assert tokenizer.decode(ids) == "水\ufffd\ufffd"
 
 
@@ -120,7 +120,7 @@ def test_pieces_join_to_the_whole(family: str, data: st.DataObject, skip: bool, 
 
 def test_text_waits_for_whole_characters() -> None:
     tokenizer = OURS["byte_level"]
-    ids = [token for token in tokenizer.encode("é🐟") for _ in range(1)]
+    ids = tokenizer.encode("é🐟")
     decoder = IncrementalDecoder(tokenizer)
     pieces = [decoder.push(token) for token in ids]
     assert all("\ufffd" not in piece for piece in pieces)
@@ -145,7 +145,7 @@ def test_token_bytes() -> None:
     assert tokenizer.decode(tokenizer.encode("好")) == "好"
     pieces = OURS["sentence_piece"]
     assert pieces.token_bytes(3 + 0xAB) == b"\xab"
-    assert pieces.token_bytes(INNER["sentence_piece"].token_to_id("▁ab")) == b" ab"
+    assert pieces.token_bytes(pieces.encode("ab")[0]) == b" ab"
     with pytest.raises(ValueError, match="99999"):
         tokenizer.token_bytes(99999)
 

@@ -169,6 +169,23 @@ def test_padded_rows_are_never_proposed(exported: dict[str, Path]) -> None:
     assert 259 not in context.draft(20)
 
 
+def test_end_tokens_wait_for_min_tokens(exported: dict[str, Path]) -> None:
+    """As the target's do, or every draft would be refused there."""
+    for wanted, stops in ((256, ()), (5, (5, 9999))):
+        params = SamplingParams(
+            temperature=0.0,
+            min_tokens=4,
+            logit_bias=((wanted, 100.0),),
+            stop_token_ids=stops,
+            ignore_eos=bool(stops),
+        )
+        context = OnnxDrafter(exported["fp32"]).open(params, 2)
+        context.extend([1, 2])
+        drafted = context.draft(6)
+        assert wanted not in drafted[:3]
+        assert drafted[3:] == [wanted] * 3
+
+
 def test_ids_outside_the_embedding_are_refused(exported: dict[str, Path]) -> None:
     context = OnnxDrafter(exported["fp32"]).open(SamplingParams(), 1)
     for token in (-1, 260):

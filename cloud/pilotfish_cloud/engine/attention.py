@@ -25,13 +25,22 @@ ATTENTION_NAME: Final = "pilotfish"
 class AttentionRule:
     """Shapes of single attention calls. A deterministic engine's rule gives every row the same bits in any company.
 
-    Keys are padded to a multiple of ``kv_multiple`` positions; a call has at least ``min_query`` and at most
-    ``max_query`` query rows (query heads that share a key head count as rows), as far as the step has rows.
+    Keys are padded to a multiple of ``kv_multiple`` positions. A call has at least ``min_query`` and at most
+    ``max_query`` query rows (query heads that share a key head count as rows). Where the kernel takes its rows in
+    blocks of ``query_block``, the last block too has ``min_query`` rows at least.
     """
 
     kv_multiple: int = 1
     min_query: int = 1
     max_query: int = 4096
+    query_block: int = 4096
+
+    def allows(self, queries: int) -> bool:
+        """Whether a call may have this many query rows."""
+        if not self.min_query <= queries <= self.max_query:
+            return False
+        rest = queries % self.query_block
+        return rest == 0 or rest >= min(self.min_query, self.query_block)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -88,18 +97,29 @@ class AttentionStep:
         self.positions = torch.tensor(positions, device=store.device)
 
     def _calls_of(self, segment: Segment, rule: AttentionRule) -> list[_Call]:
-        tile = max(rule.max_query // self.group, 1)
-        least = min(-(-rule.min_query // self.group), self.num_rows)
         calls = []
-        for begin in range(segment.begin, segment.end, tile):
-            end = min(begin + tile, segment.end)
+        begin = segment.begin
+        while begin < segment.end:
+            rows, taken = self._rows_of_call(segment.end - begin, rule)
+            end = begin + rows
             # Too few rows: the call takes neighbouring rows along and throws their results away.
-            last = min(max(end, begin + least), self.num_rows)
-            first = min(begin, last - least)
+            last = min(begin + taken, self.num_rows)
             position = segment.start + begin - segment.begin
-            length = -(-(position + end - begin) // rule.kv_multiple) * rule.kv_multiple
-            calls.append(_Call(segment.slot, first, last, begin, end, position, length, {}))
+            length = -(-(position + rows) // rule.kv_multiple) * rule.kv_multiple
+            calls.append(_Call(segment.slot, last - taken, last, begin, end, position, length, {}))
+            begin = end
         return calls
+
+    def _rows_of_call(self, wanted: int, rule: AttentionRule) -> tuple[int, int]:
+        """How many of ``wanted`` rows the next call computes, and how many it takes (more: neighbours)."""
+        most = max(min(rule.max_query // self.group, self.num_rows), 1)
+        for taken in range(min(wanted, most), most + 1):
+            if rule.allows(taken * self.group):
+                return min(wanted, most), taken
+        for taken in range(min(wanted, most) - 1, 0, -1):
+            if rule.allows(taken * self.group):
+                return taken, taken
+        return min(wanted, most), min(wanted, most)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, window: int | None) -> Tensor:
         """Store keys and values of all rows, attend, and return [1, rows, heads, head_dim].

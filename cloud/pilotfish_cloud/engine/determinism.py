@@ -31,6 +31,7 @@ from pilotfish_core.errors import LocalError
 ROW_SIZES: Final = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 KV_MULTIPLE: Final = 512
 MAX_QUERY: Final = 128
+QUERY_BLOCK: Final = 32  # of PyTorch's CPU kernel, below 192 query rows
 _LEAST_QUERIES: Final = (1, 2, 4, 8, 16)
 _STRICT_TILES: Final = (16, 32)
 _VECTOR: Final = 64  # elements that a vectorised loop takes at a time: two registers of bf16
@@ -75,12 +76,12 @@ def calibrate(runner: ModelRunner, *, max_rows: int) -> Rule:
 
 
 def _candidates(runner: ModelRunner, max_rows: int) -> Iterator[Rule]:
+    max_rows = max(max_rows, 288)  # the self-check's longest steps
     tiles = {linear.shape_key: linear for linear in runner.linears}
     sizes = {key: equal_sizes(linear) for key, linear in tiles.items()}
-    least_query = _least_query(runner)
-    if least_query is not None and all(sizes.values()):
-        least = max(max(allowed[0] for allowed in sizes.values()), -(-least_query // runner.shape.group))
-        attention = AttentionRule(KV_MULTIPLE, least_query, MAX_QUERY)
+    attention = attention_rule(runner)
+    if attention is not None and all(sizes.values()):
+        least = max(max(allowed[0] for allowed in sizes.values()), -(-attention.min_query // runner.shape.group))
         yield Rule(attention, _row_counts(runner, ROW_SIZES, least, max_rows), tuple(sorted(sizes.items())))
     for tile in _STRICT_TILES:
         queries = tile * runner.shape.group
@@ -97,7 +98,7 @@ def equal_sizes(linear: PackedLinear, sizes: Iterable[int] = ROW_SIZES) -> tuple
     rows = torch.randn(largest, linear.in_features, generator=generator).to(linear.dtype)
     best: tuple[int, ...] = ()
     for tile in (8, 16):
-        expected = torch.cat([linear.product(part) for part in rows.split(tile)])
+        expected = torch.cat([linear.product(part) for part in torch.split(rows, tile)])
         found = []
         for size in (size for size in sizes if size <= largest):
             begins = {0, (largest - size) // 2, largest - size}
@@ -110,41 +111,50 @@ def equal_sizes(linear: PackedLinear, sizes: Iterable[int] = ROW_SIZES) -> tuple
 
 
 @torch.inference_mode()
-def _least_query(runner: ModelRunner) -> int | None:
-    """The fewest query rows from which attention gives a row the same bits; None when no number does."""
-    shape, dtype = runner.shape, runner.dtype
-    generator = torch.Generator().manual_seed(0)
-    length = 3 * KV_MULTIPLE
+def attention_rule(runner: ModelRunner) -> AttentionRule | None:
+    """The rule with the fewest query rows under which every call gives a row the same bits; None when there is none.
+
+    Every number of query rows is tried, over key lengths that are multiples of the padding.
+    """
+    equal = {count for count in range(1, MAX_QUERY + 1) if _attends_equally(runner, count)}
+    for least in _LEAST_QUERIES:
+        rule = AttentionRule(KV_MULTIPLE, least, MAX_QUERY, QUERY_BLOCK)
+        if all(count in equal for count in range(1, MAX_QUERY + 1) if rule.allows(count)):
+            return rule
+    return None
+
+
+def _attends_equally(runner: ModelRunner, count: int) -> bool:
+    """Whether calls of ``count`` query rows give each row what calls of a whole block give it."""
+    shape, generator = runner.shape, torch.Generator().manual_seed(count)
+    length = 2 * KV_MULTIPLE
     query, key, value = (
-        torch.randn(1, shape.num_kv_heads, rows, shape.head_dim, generator=generator).to(dtype)
-        for rows in (MAX_QUERY, length, length)
+        torch.randn(1, min(shape.num_kv_heads, 2), rows, shape.head_dim, generator=generator).to(runner.dtype)
+        for rows in (count + QUERY_BLOCK, length, length)
     )
-    counts = (*range(1, 25), 32, 40, 48, 64, 96, 127, 128)
-    unequal = 0  # the largest count that is not like the others
-    for seen in (5, 300, 511, 700, 1024):
-        least = -(-seen // KV_MULTIPLE) * KV_MULTIPLE
-        expected = _attention_row(query, key, value, 16, 0, seen, least)
-        for count in counts:
-            places = {0, count // 2, count - 1}
-            padded = (least, length)
-            if not all(
-                torch.equal(_attention_row(query, key, value, count, place, seen, padding), expected)
-                for place in places
-                for padding in padded
-            ):
-                unequal = max(unequal, count)
-    return next((count for count in _LEAST_QUERIES if count > unequal), None)
+    seen = torch.randint(1, KV_MULTIPLE + 1, (query.shape[2], 1), generator=generator)
+    seen[::2] += KV_MULTIPLE  # every other row looks into the second block
+    mask = torch.zeros(1, 1, query.shape[2], length, dtype=query.dtype)
+    mask.masked_fill_(torch.arange(length) >= seen, float("-inf"))
 
+    def attend(begin: int, end: int, keys: int) -> Tensor:
+        return F.scaled_dot_product_attention(
+            query[:, :, begin:end], key[:, :, :keys], value[:, :, :keys], attn_mask=mask[:, :, begin:end, :keys]
+        )
 
-def _attention_row(query: Tensor, key: Tensor, value: Tensor, count: int, place: int, seen: int, length: int) -> Tensor:
-    """Query row 0 put at ``place`` among ``count`` rows, over the first ``seen`` of ``length`` keys."""
-    rows = query[:, :, :count].clone()
-    rows[:, :, 0], rows[:, :, place] = query[:, :, place], query[:, :, 0]
-    mask = torch.zeros(1, 1, count, length, dtype=query.dtype)
-    mask[..., seen:] = float("-inf")
-    mask[:, :, :place, 1:] = float("-inf")  # the neighbours see other keys
-    attended = F.scaled_dot_product_attention(rows, key[:, :, :length], value[:, :, :length], attn_mask=mask)
-    return attended[:, :, place]
+    whole = [(begin, begin + QUERY_BLOCK) for begin in range(0, query.shape[2] - QUERY_BLOCK + 1, QUERY_BLOCK)]
+    whole.append((query.shape[2] - QUERY_BLOCK, query.shape[2]))
+    expected = torch.zeros_like(query)
+    for begin, end in whole:
+        expected[:, :, begin:end] = attend(begin, end, length)
+    for begin in {0, QUERY_BLOCK // 3, QUERY_BLOCK}:
+        found = attend(begin, begin + count, length)
+        if not torch.equal(found, expected[:, :, begin : begin + count]):
+            return False
+        short = attend(begin, begin + count, KV_MULTIPLE)[:, :, (begin + 1) % 2 :: 2]  # rows that see the first block
+        if not torch.equal(short, expected[:, :, begin : begin + count][:, :, (begin + 1) % 2 :: 2]):
+            return False
+    return True
 
 
 def _row_counts(runner: ModelRunner, sizes: tuple[int, ...], least: int, max_rows: int) -> tuple[int, ...]:
@@ -184,7 +194,8 @@ def self_check(runner: ModelRunner, *, length: int = 0) -> int:
     mine, other = runner.store.acquire(), runner.store.acquire()
     try:
         check = _Chunking(runner, mine, other, ids[0], ids[1])
-        expected = check.run([length], tail)
+        limit = (runner.row_sizes[-1] if runner.row_sizes else length + 16) - 16  # room for neighbours and junk
+        expected = check.run(_cut(length, limit)[::-1], tail)  # the tail at the end of a long chunk
         body = length - tail
         ways = [
             [*_cut(body, 256), *[1] * tail],  # decode

@@ -15,8 +15,8 @@ __all__ = ["DraftContext", "Drafter", "load_drafter"]
 def load_drafter(spec: str | Path | None, *, threads: int = 1) -> Drafter | None:
     """The drafter that ``spec`` names, or None for no drafting.
 
-    None or ``"none"``; ``"ngram"``; or a folder that ``pilotfish export`` wrote (``threads``: of the runtime, per
-    forward). Raises ModelLoadError for anything else, and for a folder that is not whole.
+    None or ``"none"``; ``"ngram"``; or a folder that ``pilotfish export`` wrote (``threads``: of the
+    runtime, per forward). Raises ModelLoadError for anything else, and for a folder that is not whole.
     """
     if spec is None or spec == "none":
         return None

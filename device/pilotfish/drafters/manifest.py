@@ -1,4 +1,4 @@
-"""The manifest of an exported draft model: what the folder holds, for which vocabulary, and that it is whole."""
+"""The manifest of an exported draft model: what the folder holds, for which vocabulary, and whether whole."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Manifest:
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
-        """Read and validate. Raises ModelLoadError naming the file and the reason; unknown fields are ignored."""
+        """Read and validate; unknown fields are ignored. Raises ModelLoadError (file and reason)."""
         file = folder / MANIFEST_FILE
         try:
             value = json.loads(file.read_bytes())

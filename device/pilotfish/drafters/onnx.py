@@ -1,8 +1,8 @@
 """The ONNX Runtime drafter: a folder that ``pilotfish export`` wrote, run on the CPU.
 
-The graph's GroupQueryAttention gets past and present bound to the same buffers ``[1, heads, capacity, head_size]``:
-new keys and values are written in place, and a rollback is no more than a smaller length at the next forward
-(bit-exact, see shared/facts of the project's notes: stale slots are never read).
+The graph's GroupQueryAttention gets past and present bound to the same buffers ``[1, heads, capacity,
+head_size]``: new keys and values are written in place, and a rollback is no more than a smaller length at
+the next forward (bit-exact: stale slots are never read).
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ Row = NDArray[np.float32]  # [vocabulary of the embedding]
 class OnnxDrafter(Drafter):
     """An exported draft model; its weights are shared by all contexts, which may run in different threads.
 
-    Raises ModelLoadError when the folder is not whole or ONNX Runtime refuses the graph. ``threads`` is the number
-    a forward uses; more than one only pays on idle cores.
+    Raises ModelLoadError when the folder is not whole or ONNX Runtime refuses the graph. ``threads`` is the
+    number a forward uses; more than one only pays on idle cores.
     """
 
     def __init__(self, folder: str | Path, *, threads: int = 1) -> None:
@@ -64,9 +64,9 @@ class OnnxDrafter(Drafter):
 class OnnxContext(DraftContext):
     """One generation's tokens and KV.
 
-    ``_computed`` counts the leading tokens whose keys and values are in the buffers: at most ``length``, and what
-    was only taken in by ``extend`` is computed in one chunk together with the first forward of ``draft``. The
-    logits of the last forward are kept until the tokens change.
+    ``_computed`` counts the leading tokens whose keys and values are in the buffers: at most ``length``,
+    and what was only taken in by ``extend`` is computed in one chunk together with the first forward of
+    ``draft``. The logits of the last forward are kept until the tokens change.
     """
 
     def __init__(self, drafter: OnnxDrafter, params: SamplingParams, prompt_length: int) -> None:
@@ -101,7 +101,7 @@ class OnnxContext(DraftContext):
                 self._history.rewind(length - self._prompt_length)
 
     def extend(self, tokens: Sequence[int]) -> None:
-        """Take in tokens; computed by the next ``draft``. Raises ValueError for ids outside the embedding."""
+        """Take in tokens; ``draft`` computes them. Raises ValueError for ids outside the embedding."""
         for token in tokens:
             if not 0 <= token < self._drafter.width:
                 raise ValueError(
@@ -112,7 +112,7 @@ class OnnxContext(DraftContext):
             self._history.extend(tokens)
 
     def draft(self, count: int) -> list[int]:
-        """Up to ``count`` tokens by coupled sampling; fewer at the context's end, none in an empty context."""
+        """Up to ``count`` tokens by coupled sampling; fewer at the context's end, none when empty."""
         if count < 0:
             raise ValueError(f"draft of {count} tokens")
         start = len(self._tokens)
@@ -136,11 +136,12 @@ class OnnxContext(DraftContext):
             len(self._tokens),
             count,
             history=self._penalty_history(),
+            banned=self._banned(),
             vocab_size=self._drafter.manifest.vocab_size,
         )
 
     def logits(self) -> Row:
-        """Logits after the tokens held, float32 ``[embeddings]``, a copy. Raises ValueError when empty or too long."""
+        """Logits after the tokens held, float32 ``[embeddings]``, a copy. Raises ValueError for no tokens."""
         if not 0 < len(self._tokens) <= self._drafter.max_length:
             raise ValueError(f"no logits for a context of {len(self._tokens)} tokens")
         return self._forward().copy()
@@ -163,6 +164,14 @@ class OnnxContext(DraftContext):
             self._logits_of = length
         return self._cache.row
 
+    def _banned(self) -> tuple[int, ...]:
+        """End tokens, as long as the next output token is below number ``min_tokens`` (from one)."""
+        params = self._params
+        if len(self._tokens) - self._prompt_length + 1 >= params.min_tokens:
+            return ()
+        ends = () if params.ignore_eos else self._drafter.manifest.eos_token_ids
+        return tuple(t for t in (*params.stop_token_ids, *ends) if t < self._drafter.manifest.vocab_size)
+
     def _penalty_history(self) -> TokenHistory | None:
         if not self._params.has_penalties:
             return None
@@ -180,8 +189,8 @@ class OnnxContext(DraftContext):
 class _KvCache:
     """The buffers of one context and their bindings to the graph.
 
-    A one-row forward reuses one binding: only three small input buffers change. Keeps every OrtValue and array
-    that a binding refers to alive (ONNX Runtime does not).
+    A one-row forward reuses one binding: only three small input buffers change. Keeps every OrtValue and
+    array that a binding refers to alive (ONNX Runtime does not).
     """
 
     def __init__(self, drafter: OnnxDrafter) -> None:

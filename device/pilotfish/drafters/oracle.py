@@ -12,9 +12,9 @@ from pilotfish_core.parameters import SamplingParams
 class OracleDrafter(Drafter):
     """Proposes known outputs, each token right with probability ``accuracy`` independently of the others.
 
-    ``sequences`` are whole ones, prompt + output; a context follows the first that begins with its prompt, and
-    proposes nothing where none does or beyond its end. Which positions are wrong is a function of ``seed`` and the
-    position alone, so a repeated draft is the same.
+    ``sequences`` are whole ones, prompt + output; a context follows the first that begins with its prompt,
+    and proposes nothing where none does or beyond its end. Which positions are wrong is a function of
+    ``seed`` and the position alone, so a repeated draft is the same.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What an exported draft model is worth: measured right after the export, against the checkpoint in float32."""
+"""What an exported draft model is worth: measured after the export, against the checkpoint in float32."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ _PARAMS: Final = SamplingParams(temperature=TEMPERATURE, seed=7)
 class Match:
     """Figures over ``positions`` positions of text that both models were given.
 
-    ``relative_rms`` is the root mean square of the difference of logits over that of the reference's, each row
-    centred (a constant added to a row changes nothing). The matches are shares of positions where both choose the
-    same token: by arg-max, and by coupled sampling at temperature 0.8. They compare the export with its own
-    checkpoint, not with a target. ``tokens_per_s`` is sequential drafting on one thread, sampling included.
+    ``relative_rms`` is the root mean square of the difference of logits over that of the reference's, each
+    row centred (a constant added to a row changes nothing). The matches are shares of positions where both
+    choose the same token: by arg-max, and by coupled sampling at temperature 0.8. They compare the export
+    with its own checkpoint, not with a target. ``tokens_per_s`` is sequential drafting on one thread,
+    sampling included.
     """
 
     positions: int

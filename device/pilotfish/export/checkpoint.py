@@ -1,4 +1,4 @@
-"""Reading a Hugging Face checkpoint of the Llama family: its shape, its weights, and itself as the reference."""
+"""Reading a Hugging Face checkpoint of the Llama family: shape, weights, and the model as the reference."""
 
 from __future__ import annotations
 
@@ -160,9 +160,10 @@ def _shape(model: Any, folder: Path, context_length: int | None) -> ModelShape:
 
 def _windows(config: Any) -> tuple[int, ...]:
     window = getattr(config, "sliding_window", None)
+    layers: int = config.num_hidden_layers
     if not window or not getattr(config, "use_sliding_window", True):
-        return (-1,) * config.num_hidden_layers
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+        return (-1,) * layers
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * layers
     return tuple(int(window) if kind == "sliding_attention" else -1 for kind in kinds)
 
 

@@ -29,7 +29,7 @@ def add_export_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-model-len", type=int, metavar="N", help="context length (default: the model's)"
     )
-    parser.add_argument("--text-file", metavar="FILE", help="UTF-8 text to measure on (default: Python code)")
+    parser.add_argument("--text-file", metavar="FILE", help="UTF-8 text to measure on")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run_export)
@@ -37,7 +37,7 @@ def add_export_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
 
 
 def run_export(arguments: argparse.Namespace) -> int:
-    """Export and print the report; progress goes to stderr. Returns the exit status; raises PilotfishError."""
+    """Export, print the report (progress: stderr), return the exit status. Raises PilotfishError."""
     report = export_model(
         arguments.model,
         arguments.out,

@@ -65,9 +65,9 @@ def export_model(
 ) -> ExportReport:
     """Export the Hugging Face folder (or id) ``model_dir`` to the folder ``out_dir`` and measure the result.
 
-    ``text`` is what it is measured on. ``progress`` is called with a line per stage. The folder is written beside
-    ``out_dir`` and renamed. Raises ModelLoadError (also when ``out_dir`` exists and ``overwrite`` is not set, or when
-    the graph turns out not to compute the model) and MissingExtra.
+    ``text`` is what it is measured on. ``progress`` is called with a line per stage. The folder is written
+    beside ``out_dir`` and renamed. Raises ModelLoadError (also when ``out_dir`` exists and ``overwrite`` is
+    not set, or when the graph turns out not to compute the model) and MissingExtra.
     """
     import time
 

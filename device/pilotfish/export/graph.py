@@ -6,8 +6,11 @@ One row of logits out, whatever the number of tokens in, since a drafter samples
     seqlens_k    int32   [1]   last index  present.N.key|value float32 [1, kv_heads, capacity, head_size]
     total_length int32   [1]               (the same buffers as past.N.key|value)
 
-Attention is ONNX Runtime's GroupQueryAttention (rotary embedding and KV update inside). Matrices are MatMul (fp32)
-or MatMulNBits (8 or 4 bits, int8 activations); a tied embedding shares the head's quantised tensor.
+Attention is ONNX Runtime's GroupQueryAttention (rotary embedding and KV update inside). Matrices are MatMul
+(fp32) or MatMulNBits (8 or 4 bits, int8 activations); a tied embedding shares the head's quantised tensor.
+Embedding and head have 8 bits even where the layers have 4: on trained weights (the reference target) that
+took the relative RMS of logits from 0.090 to 0.057 and the coupled match with fp32 from 0.91 to 0.95; zero
+points brought next to nothing.
 """
 
 from __future__ import annotations
@@ -29,13 +32,15 @@ OPSET: Final = 21
 IR_VERSION: Final = 10  # what ONNX Runtime 1.22 reads
 CONTRIB: Final = "com.microsoft"
 INLINE_UP_TO: Final = 32 * 2**20  # bytes of weights kept in model.onnx itself
+_OUTER_BITS: Final = 8  # of embedding and head
 _INT8_ACTIVATIONS: Final = 4  # MatMulNBits accuracy_level
 
 
 def write_graph(checkpoint: Checkpoint, bits: int | None, file: Path) -> None:
-    """Write ``checkpoint`` as ``file`` (and ``file.data`` beside it for larger ones); ``bits`` None, 8 or 4.
+    """Write ``checkpoint`` as ``file``, and ``file.data`` beside it for larger ones.
 
-    Raises ModelLoadError when a quantised embedding does not divide into blocks.
+    ``bits`` are those of the layers' weights: 8, 4, or None for float32. Raises ModelLoadError when a quantised
+    embedding does not divide into blocks.
     """
     model = _Builder(checkpoint, bits).build()
     size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
@@ -117,7 +122,7 @@ class _Builder:
             [rows, "input_ids", scales],
             name,
             domain=CONTRIB,
-            bits=self._bits,
+            bits=_OUTER_BITS,
             block_size=BLOCK,
             gather_axis=0,
             quantize_axis=1,
@@ -220,7 +225,7 @@ class _Builder:
                     domain=CONTRIB,
                     K=columns,
                     N=rows,
-                    bits=self._bits,
+                    bits=self._bits_of(name),
                     block_size=BLOCK,
                     accuracy_level=_INT8_ACTIVATIONS,
                 )
@@ -237,10 +242,15 @@ class _Builder:
         """Names of packed values and scales; made once."""
         packed, scales = f"{name}.packed", f"{name}.scales"
         if all(weight.name != packed for weight in self._weights):
-            values = quantise(self._joined(parts or (name,), "weight"), self._bits or 8)
+            values = quantise(self._joined(parts or (name,), "weight"), self._bits_of(name))
             self._constant(packed, values[0])
             self._constant(scales, values[1])
         return packed, scales
+
+    def _bits_of(self, name: str) -> int:
+        if self._bits is None or not name.startswith("model.layers."):
+            return _OUTER_BITS
+        return self._bits
 
     def _constant(self, name: str, array: NDArray[Any]) -> str:
         self._weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))

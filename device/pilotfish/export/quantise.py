@@ -1,4 +1,4 @@
-"""Block quantisation of weight matrices in the layout of ONNX Runtime's MatMulNBits and GatherBlockQuantized."""
+"""Block quantisation of matrices in the layout of ONNX Runtime's MatMulNBits and GatherBlockQuantized."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Matrix = NDArray[np.float32]
 def quantise(weight: Matrix, bits: int, block: int = BLOCK) -> tuple[NDArray[np.uint8], Matrix]:
     """Symmetric round-to-nearest per block of ``block`` columns, ``bits`` 4 or 8.
 
-    ``weight`` is ``[rows, columns]``. Returns the packed values, uint8 ``[rows, blocks, block * bits // 8]`` (4 bits:
-    the even column in the low half), and the scales, float32 ``[rows, blocks]``; a weight is
+    ``weight`` is ``[rows, columns]``. Returns the packed values, uint8 ``[rows, blocks, block * bits //
+    8]`` (4 bits: the even column in the low half), and the scales, float32 ``[rows, blocks]``; a weight is
     ``(value - 2**(bits-1)) * scale``. Missing columns of the last block are zeros.
 
-    The scale puts the block's extreme on the end of the range (so it may be negative). For 4 bits smaller scales
-    are tried as well, which clip the extreme, and the one with the least squared error is kept.
+    The scale puts the block's extreme on the end of the range (so it may be negative). For 4 bits smaller
+    scales are tried as well, which clip the extreme, and the one with the least squared error is kept.
     """
     rows, columns = weight.shape
     blocks = -(-columns // block)
@@ -43,7 +43,8 @@ def dequantise(packed: NDArray[np.uint8], scales: Matrix, bits: int, columns: in
         packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1)
     )
     weight = (values.astype(np.float32) - 2 ** (bits - 1)) * scales[..., None]
-    return weight.reshape(len(packed), -1)[:, :columns]
+    result: Matrix = weight.reshape(len(packed), -1)[:, :columns]
+    return result
 
 
 def _quantise_rows(weight: Matrix, bits: int) -> tuple[NDArray[np.uint8], Matrix]:

@@ -1,0 +1,199 @@
+"""Frames carry messages unchanged, in few bytes, and nonsense is refused."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pilotfish_core.drafts import Commit, DraftRun, Finish, FinishReason, Origin, TokenLogprobs
+from pilotfish_core.errors import InvalidParameter, PilotfishError, ProtocolViolation
+from pilotfish_core.messages import Acknowledged, Open, Opened, Ping, Pong
+from pilotfish_core.parameters import SamplingParams
+from pilotfish_core.proto.v1 import verifier_pb2 as pb
+from pilotfish_core.wire import CloudFrameReader, CloudFrameWriter, DeviceFrameReader, DeviceFrameWriter
+
+IDS = st.integers(0, 2**31 - 1)
+
+
+def opening(**changes: Any) -> Open:
+    values: dict[str, Any] = {
+        "model": "m",
+        "tokenizer_hash": "ab" * 32,
+        "generation_id": bytes(16),
+        "attempt": 1,
+        "prompt": (1, 2, 3),
+        "params": SamplingParams(),
+    }
+    return Open(**values | changes)
+
+
+OPENED = Opened(model="m", fingerprint="f", max_model_len=9, max_draft_tokens=8, max_unacknowledged=7, cached_tokens=6)
+
+params = st.builds(
+    SamplingParams,
+    temperature=st.floats(0, 2),
+    top_k=st.integers(0, 1000),
+    top_p=st.floats(0.01, 1),
+    min_p=st.floats(0, 1),
+    repetition_penalty=st.floats(0.5, 2),
+    presence_penalty=st.floats(-2, 2),
+    frequency_penalty=st.floats(-2, 2),
+    logit_bias=st.dictionaries(st.integers(0, 10**6), st.floats(-100, 100), max_size=4).map(
+        lambda bias: tuple(sorted(bias.items()))
+    ),
+    seed=st.integers(0, 2**64 - 1),
+    max_tokens=st.integers(1, 10**6),
+    ignore_eos=st.booleans(),
+    stop=st.lists(st.text(min_size=1, max_size=5), max_size=3).map(tuple),
+    stop_token_ids=st.lists(st.integers(0, 10**6), max_size=3).map(tuple),
+    logprobs=st.none() | st.integers(0, 20),
+)
+
+
+@given(params=params, output=st.lists(IDS).map(tuple), attempt=st.integers(1, 10**6))
+def test_open_crosses_unchanged(params: SamplingParams, output: tuple[int, ...], attempt: int) -> None:
+    message = opening(params=params, output=output, attempt=attempt, fingerprint="pf-1", allow_other_fingerprint=True)
+    frame = pb.DeviceFrame.FromString(DeviceFrameWriter().open(message).SerializeToString())
+    assert DeviceFrameReader().read(frame) == [message]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 2), st.lists(IDS, min_size=1, max_size=5), st.none() | IDS),
+        min_size=1,
+    )
+)
+def test_draft_runs_cross_unchanged(steps: list[tuple[int, int, list[int], int | None]]) -> None:
+    writer, reader = DeviceFrameWriter(), DeviceFrameReader()
+    reader.read(writer.open(opening()))
+    branch = start = 0
+    for jump, back, tokens, acknowledged in steps:
+        branch += jump
+        start = max(start - back, 0) if jump else start
+        run = DraftRun(branch, start, tuple(tokens))
+        start = run.end
+        frame = pb.DeviceFrame.FromString(writer.draft(run, acknowledged).SerializeToString())
+        expected: list[Any] = [] if acknowledged is None else [Acknowledged(acknowledged)]
+        assert reader.read(frame) == [*expected, run]
+
+
+@given(
+    st.lists(
+        st.builds(
+            Commit,
+            position=st.integers(0, 3),
+            tokens=st.lists(IDS, min_size=1, max_size=6).map(tuple),
+            accepted=st.integers(0, 1),
+            origin=st.sampled_from([Origin.RECOVERED, Origin.BONUS, Origin.CLOUD]),
+            finish=st.none()
+            | st.builds(Finish, st.sampled_from(FinishReason), st.none() | IDS | st.text(min_size=1, max_size=5)),
+        )
+    )
+)
+def test_commits_cross_unchanged(commits: list[Commit]) -> None:
+    writer, reader = CloudFrameWriter(), CloudFrameReader()
+    assert reader.read(writer.opened(OPENED)) == [OPENED]
+    for commit in commits:
+        frame = pb.CloudFrame.FromString(writer.commit(commit).SerializeToString())
+        (back,) = reader.read(frame)
+        assert isinstance(back, Commit)
+        assert (back.position, back.tokens, back.accepted, back.finish) == (
+            commit.position,
+            commit.tokens,
+            commit.accepted,
+            commit.finish,
+        )
+        assert [back.origin_of(index) for index in range(len(back.tokens))] == [
+            commit.origin_of(index) for index in range(len(commit.tokens))
+        ]
+
+
+def test_logprobs_cross_as_single_precision() -> None:
+    commit = Commit(0, (5,), logprobs=(TokenLogprobs(-0.5, ((5, -0.5), (6, -1.25))),))
+    reader = CloudFrameReader()
+    reader.read(CloudFrameWriter().opened(OPENED))
+    assert reader.read(CloudFrameWriter().commit(commit)) == [commit]
+
+
+def test_pings_cross() -> None:
+    reader = DeviceFrameReader()
+    reader.read(DeviceFrameWriter().open(opening()))
+    assert reader.read(DeviceFrameWriter().ping(Ping(7))) == [Ping(7)]
+    assert CloudFrameReader().read(CloudFrameWriter().pong(Ping(7))) == [Pong(7)]
+
+
+def test_bytes_at_a_large_vocabulary() -> None:
+    """Runs that continue: at most 4 bytes a draft token from two tokens on; a usual commit at most 12 bytes."""
+    source = random.Random(0)
+    writer, cloud = DeviceFrameWriter(), CloudFrameWriter()
+    writer.draft(DraftRun(0, 2000, (1,)))
+    cloud.commit(Commit(2000, (1,)))
+    start = 2001
+    for length in (2, 3, 4, 8):
+        run = DraftRun(0, start, tuple(source.randrange(16_384, 151_936) for _ in range(length)))
+        start = run.end
+        assert writer.draft(run).ByteSize() <= 4 * length
+    assert cloud.commit(Commit(2001, (150_000, 150_001), 1, Origin.RECOVERED)).ByteSize() <= 12
+    assert cloud.commit(Commit(2003, (150_000,))).ByteSize() <= 7
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [pb.DeviceFrame(tokens=[1])],
+        [pb.DeviceFrame(open=pb.Open(protocol_version=9, generation_id=bytes(16)))],
+        [pb.DeviceFrame(open=pb.Open(protocol_version=1, generation_id=b"short"))],
+        [DeviceFrameWriter().open(opening()), DeviceFrameWriter().open(opening())],
+        [DeviceFrameWriter().open(opening()), pb.DeviceFrame(tokens=[1])],
+        [DeviceFrameWriter().open(opening()), pb.DeviceFrame(tokens=[1], branch=1)],
+        [DeviceFrameWriter().open(opening()), pb.DeviceFrame(tokens=[1], branch=1, start=2**31 - 1)],
+    ],
+)
+def test_frames_that_make_no_sense_are_refused(frames: list[pb.DeviceFrame]) -> None:
+    reader = DeviceFrameReader()
+    for frame in frames[:-1]:
+        reader.read(frame)
+    with pytest.raises(ProtocolViolation):
+        reader.read(frames[-1])
+
+
+def test_bad_sampling_parameters_in_a_frame_are_named() -> None:
+    frame = DeviceFrameWriter().open(opening())
+    frame.open.params.temperature = -1
+    with pytest.raises(InvalidParameter, match=r"temperature is -1\.0"):
+        DeviceFrameReader().read(frame)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [pb.CloudFrame(tokens=[1], position=0)],
+        [CloudFrameWriter().opened(OPENED), CloudFrameWriter().opened(OPENED)],
+        [CloudFrameWriter().opened(OPENED), pb.CloudFrame(tokens=[1])],
+        [CloudFrameWriter().opened(OPENED), pb.CloudFrame(tokens=[1], position=0, accepted=2)],
+    ],
+)
+def test_a_verifier_that_makes_no_sense_is_refused(frames: list[pb.CloudFrame]) -> None:
+    reader = CloudFrameReader()
+    for frame in frames[:-1]:
+        reader.read(frame)
+    with pytest.raises(ProtocolViolation):
+        reader.read(frames[-1])
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_parse_to_messages_or_a_typed_error(data: bytes) -> None:
+    try:
+        frame = pb.DeviceFrame.FromString(data)
+    except Exception as error:  # protobuf's own
+        assert type(error).__name__ == "DecodeError"  # noqa: PT017
+        return
+    reader = DeviceFrameReader()
+    try:
+        reader.read(frame)
+    except PilotfishError as error:
+        assert str(error)  # noqa: PT017
