@@ -77,6 +77,7 @@ class DeviceStream:
     def __init__(self, stub: pb_grpc.VerifierAsyncStub) -> None:
         self._outgoing: asyncio.Queue[pb.DeviceFrame | None] = asyncio.Queue()
         self._call: Any = stub.Generate(self._requests())
+        self._cancelled = False
         self.bytes_up = 0
         self.bytes_down = 0
 
@@ -93,6 +94,9 @@ class DeviceStream:
                 yield frame
         except grpc.aio.AioRpcError as error:
             raise translate(error) from None
+        except asyncio.CancelledError:
+            if not self._cancelled:  # grpc.aio says a call's own cancellation the same way as a task's
+                raise
 
     def close(self) -> None:
         """Say that nothing more will be sent."""
@@ -100,6 +104,7 @@ class DeviceStream:
 
     def cancel(self) -> None:
         """End the call now."""
+        self._cancelled = True
         self._outgoing.put_nowait(None)
         self._call.cancel()
 
