@@ -24,7 +24,6 @@ class Buffer:
         self.output.extend(tokens)
         self.buffer.committed()
 
-    @property
     def draft(self) -> tuple[int, ...]:
         return self.buffer.peek(100)
 
@@ -32,7 +31,7 @@ class Buffer:
 def test_a_run_at_the_committed_length_is_verified_next() -> None:
     it = Buffer()
     assert it.receive(0, PROMPT, 1, 2, 3) is RunFate.KEPT
-    assert it.draft == (1, 2, 3)
+    assert it.draft() == (1, 2, 3)
     assert it.buffer.peek(2) == (1, 2)
 
 
@@ -42,25 +41,25 @@ def test_a_continuation_must_start_where_the_last_run_ended() -> None:
     assert it.receive(0, PROMPT + 1, 2) is RunFate.KEPT
     assert it.receive(0, PROMPT + 1, 2) is RunFate.STALE  # a duplicate
     assert it.receive(0, PROMPT + 4, 5) is RunFate.STALE  # a gap
-    assert it.draft == (1, 2)
+    assert it.draft() == (1, 2)
 
 
 def test_a_higher_branch_replaces_whatever_is_held() -> None:
     it = Buffer()
     it.receive(0, PROMPT, 1, 2, 3)
     assert it.receive(1, PROMPT, 7) is RunFate.KEPT
-    assert it.draft == (7,)
+    assert it.draft() == (7,)
     assert it.receive(0, PROMPT + 3, 4) is RunFate.STALE
-    assert it.draft == (7,)
+    assert it.draft() == (7,)
 
 
 def test_an_agreeing_commit_keeps_the_branch_and_a_differing_one_kills_it() -> None:
     it = Buffer()
     it.receive(0, PROMPT, 1, 2, 3)
     it.commit(1, 2)
-    assert it.draft == (3,)
+    assert it.draft() == (3,)
     it.commit(9)
-    assert it.draft == ()
+    assert it.draft() == ()
     assert it.receive(0, PROMPT + 3, 4) is RunFate.DEAD
 
 
@@ -70,9 +69,9 @@ def test_a_short_overlap_does_not_kill() -> None:
     it.receive(0, PROMPT, 1)
     it.commit(1, 2, 3)
     assert it.receive(0, PROMPT + 1, 2) is RunFate.KEPT
-    assert it.draft == ()
+    assert it.draft() == ()
     assert it.receive(0, PROMPT + 2, 3, 4) is RunFate.KEPT
-    assert it.draft == (4,)
+    assert it.draft() == (4,)
 
 
 def test_an_overlap_is_compared_on_arrival() -> None:
@@ -80,7 +79,7 @@ def test_an_overlap_is_compared_on_arrival() -> None:
     it.receive(0, PROMPT, 1)
     it.commit(1, 2, 3)
     assert it.receive(0, PROMPT + 1, 8, 9, 9) is RunFate.DEAD
-    assert it.draft == ()
+    assert it.draft() == ()
     assert it.receive(0, PROMPT + 4, 5) is RunFate.DEAD
 
 
@@ -90,7 +89,7 @@ def test_a_run_that_touches_the_buffers_end_is_not_thereby_valid() -> None:
     it.receive(0, PROMPT, 1, 2)
     it.receive(1, PROMPT, 5, 6)
     assert it.receive(0, PROMPT + 2, 3) is RunFate.STALE
-    assert it.draft == (5, 6)
+    assert it.draft() == (5, 6)
 
 
 @pytest.mark.parametrize(

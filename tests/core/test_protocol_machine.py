@@ -290,7 +290,7 @@ class ProtocolMachine(RuleBasedStateMachine):
         for position, token in drafted.items():
             if position < link.cloud.length and link.cloud.output[position - prompt_length] != token:
                 return ()
-        result = []
+        result: list[int] = []
         while link.cloud.length + len(result) in drafted:
             result.append(drafted[link.cloud.length + len(result)])
         return tuple(result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 PROMPT = "import os\n\n\nclass Reader:\n    def __init__(self, path):\n"
 
 
-async def alone(verifier: Verifier, prompt: str = PROMPT, **params: object) -> Result:
+async def alone(verifier: Verifier, prompt: str = PROMPT, **params: Any) -> Result:
     async with connected(verifier) as client:
         return await (await client.generate(prompt, **params)).result()
 
@@ -40,7 +41,7 @@ async def alone(verifier: Verifier, prompt: str = PROMPT, **params: object) -> R
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 @pytest.mark.parametrize("kind", ["ngram", "junk", "oracle", "half oracle"])
 async def test_no_drafter_changes_the_text(verifier: Verifier, kind: str, temperature: float) -> None:
-    params = {"temperature": temperature, "max_tokens": 48, "seed": 11}
+    params: dict[str, Any] = {"temperature": temperature, "max_tokens": 48, "seed": 11}
     expected = await alone(verifier, **params)
     draft: str | Drafter = kind
     tokenizer = verifier.engine.tokenizer
@@ -72,7 +73,7 @@ async def test_pieces_make_the_text_and_tell_their_origin(verifier: Verifier) ->
 
 async def test_eight_at_once_equal_each_alone(verifier: Verifier) -> None:
     prompts = [f"def function_{index}(x):\n" for index in range(8)]
-    params = {"temperature": 1.0, "max_tokens": 24, "seed": 3}
+    params: dict[str, Any] = {"temperature": 1.0, "max_tokens": 24, "seed": 3}
     singles = [(await alone(verifier, prompt, **params)).token_ids for prompt in prompts]
     async with connected(verifier, draft="ngram") as client:
         streams = [await client.generate(prompt, **params) for prompt in prompts]
@@ -103,7 +104,7 @@ async def test_logprobs_come_with_every_token(verifier: Verifier) -> None:
 
 
 async def test_cancel_keeps_what_is_committed_and_resume_goes_on_with_it(verifier: Verifier, tmp_path: Path) -> None:
-    params = {"temperature": 0.8, "max_tokens": 60, "seed": 5}
+    params: dict[str, Any] = {"temperature": 0.8, "max_tokens": 60, "seed": 5}
     expected = await alone(verifier, **params)
     async with connected(verifier, draft="ngram") as client:
         stream = await client.generate(PROMPT, **params)
@@ -124,7 +125,7 @@ async def test_cancel_keeps_what_is_committed_and_resume_goes_on_with_it(verifie
 
 
 async def test_a_resume_moves_to_the_next_address_when_a_verifier_goes() -> None:
-    params = {"temperature": 0.8, "max_tokens": 60, "seed": 5}
+    params: dict[str, Any] = {"temperature": 0.8, "max_tokens": 60, "seed": 5}
     async with serving() as first, serving() as second:
         expected = await alone(second, **params)
         async with AsyncClient([first.address, second.address], draft="ngram") as client:

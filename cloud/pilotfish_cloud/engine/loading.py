@@ -16,6 +16,7 @@ from transformers.models.llama import LlamaConfig
 from transformers.models.mistral import MistralConfig
 from transformers.models.qwen2 import Qwen2Config
 from transformers.models.qwen3 import Qwen3Config
+from transformers.utils import logging as transformers_logging
 
 from pilotfish_cloud.engine.attention import ATTENTION_NAME, register
 from pilotfish_core.errors import InvalidParameter, ModelLoadError
@@ -86,6 +87,8 @@ def load_model(folder: str | Path, *, dtype: str = "bfloat16", device: str = "cp
             f"the model embeds {shape.vocab_rows}"
         )
     register()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -98,6 +101,9 @@ def load_model(folder: str | Path, *, dtype: str = "bfloat16", device: str = "cp
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise ModelLoadError(f"{folder}: the weights do not fit config.json: {error}") from error
+    finally:
+        if bars:
+            transformers_logging.enable_progress_bar()
     missing = sorted(report["missing_keys"])
     if missing:
         raise ModelLoadError(f"{files[0]} lacks weights that config.json asks for: {', '.join(missing[:3])}")
