@@ -56,9 +56,7 @@ def main() -> int:
     sources = _sources(tokenizer, arguments.sequences, arguments.length)
     table: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        drafts: dict[str, Callable[[list[int]], Rows]] = {
-            "fp32 (torch)": lambda ids: draft.logits(ids)[:, :size]
-        }
+        drafts: dict[str, Callable[[list[int]], Rows]] = {"fp32 (torch)": lambda ids: draft.logits(ids)[:, :size]}
         for quant in arguments.quant:
             report = export_model(arguments.draft, Path(scratch) / quant, quant=quant)
             drafts[f"{quant} (onnx)"] = _rows_of(OnnxDrafter(report.folder), size)
@@ -88,9 +86,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--draft", type=Path, default=Path("reference/draft"))
     parser.add_argument("--quant", nargs="*", default=["int8", "int4"], choices=["int8", "int4", "fp32"])
     parser.add_argument("--sequences", type=int, default=12, help="held-out files (default: 12)")
-    parser.add_argument(
-        "--length", type=int, default=256, help="tokens of each, prompt included (default: 256)"
-    )
+    parser.add_argument("--length", type=int, default=256, help="tokens of each, prompt included (default: 256)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", metavar="OUT", help="write the result there as well")
     return parser.parse_args()
@@ -123,9 +119,7 @@ def _rows_of(drafter: OnnxDrafter, size: int) -> Callable[[list[int]], Rows]:
     return rows
 
 
-def _continue(
-    target: Checkpoint, ids: list[int], length: int, params: SamplingParams, size: int
-) -> list[int]:
+def _continue(target: Checkpoint, ids: list[int], length: int, params: SamplingParams, size: int) -> list[int]:
     """The target's own output under ``params``, end tokens passed over, up to ``length`` tokens in all."""
     tokens, past, new = list(ids), None, list(ids)
     with torch.no_grad():
@@ -174,9 +168,7 @@ def _machine() -> dict[str, Any]:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-        model = next(
-            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model
-        )
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     return {
         "cpu": model,
         "cores": os.cpu_count(),

@@ -20,8 +20,8 @@ from pilotfish_core.drafts import Finish
 from pilotfish_core.errors import InvalidParameter, ModelLoadError
 from pilotfish_core.parameters import SamplingParams
 from pilotfish_core.scheduling import BlockCopy, IntegrityError, ScheduledRows, Sequence
+from tests.device import models as tiny
 
-tiny: Any = pytest.importorskip("tests.device.models")
 KINDS: dict[str, dict[str, Any]] = {
     "Llama": {"attention_bias": True},
     "Qwen2": {"tie_word_embeddings": True},

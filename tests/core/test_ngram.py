@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.ngram import NgramContext, NgramDrafter
 from pilotfish_core.parameters import SamplingParams
-from tests.core.drafter_contract import DrafterContract
+from tests.core.drafter_contract import ExactChunksContract, FollowsContextContract
 
 PARAMS = SamplingParams()
 TOKENS = st.lists(st.integers(0, 3), max_size=40)
@@ -33,7 +33,7 @@ def searched(tokens: Sequence[int], max_ngram: int, min_ngram: int) -> list[int]
     return []
 
 
-class TestContract(DrafterContract):
+class TestContract(FollowsContextContract, ExactChunksContract):
     @pytest.fixture
     def drafter(self) -> Drafter:
         return NgramDrafter()

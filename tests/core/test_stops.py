@@ -36,9 +36,7 @@ def ids(*pieces: str) -> list[int]:
     return [BYTES[piece.encode()] for piece in pieces]
 
 
-def run(
-    params: SamplingParams, tokens: list[int], *, max_output: int | None = None
-) -> tuple[Finish | None, int, str]:
+def run(params: SamplingParams, tokens: list[int], *, max_output: int | None = None) -> tuple[Finish | None, int, str]:
     """(finish, tokens up to it, text shown), and that no shown piece had to be taken back."""
     checker = StopChecker(params, TOKENIZER, eos_token_ids=[END], max_output=max_output)
     shown = StopTextFilter(params, TOKENIZER, eos_token_ids=[END])

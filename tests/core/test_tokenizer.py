@@ -80,9 +80,7 @@ def test_decode_is_that_of_the_library(family: str, skip: bool, data: st.DataObj
     """Any ids, hence partial characters and invalid bytes too."""
     inner, tokenizer = INNER[family], OURS[family]
     verbatim = {inner.token_to_id("好")}  # the library misreads added tokens outside ASCII; we do not
-    ids = data.draw(
-        st.lists(st.sampled_from(sorted(set(range(tokenizer.vocab_size)) - verbatim)), max_size=30)
-    )
+    ids = data.draw(st.lists(st.sampled_from(sorted(set(range(tokenizer.vocab_size)) - verbatim)), max_size=30))
     assert tokenizer.decode(ids, skip_special=skip) == inner.decode(ids, skip_special_tokens=skip)
 
 
@@ -229,9 +227,7 @@ def test_lone_surrogates_are_refused() -> None:
 
 def test_special_tokens_are_added_and_recognised() -> None:
     inner = byte_level()
-    inner.post_processor = tokenizers.processors.TemplateProcessing(
-        single=f"{END} $A", special_tokens=[(END, 0)]
-    )
+    inner.post_processor = tokenizers.processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, 0)])
     tokenizer = Tokenizer(inner.to_str().encode())
     assert tokenizer.encode("hello")[0] == 0
     assert tokenizer.encode("hello", add_special_tokens=False)[0] != 0

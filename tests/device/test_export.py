@@ -14,17 +14,14 @@ import pytest
 
 from pilotfish.drafters.manifest import Manifest
 from pilotfish.drafters.onnx import OnnxDrafter
+from pilotfish.export import ExportReport, export_model
+from pilotfish.export.checkpoint import Checkpoint
+from pilotfish.export.command import add_export_parser
+from pilotfish.export.quantise import dequantise, quantise
 from pilotfish_core.errors import InvalidParameter, MissingExtra, ModelLoadError
 from pilotfish_core.parameters import SamplingParams
 from pilotfish_core.tokenizer import Tokenizer
-
-pytest.importorskip("pilotfish.export.checkpoint", reason="needs the extra `export`")
-tiny: Any = pytest.importorskip("tests.device.models", reason="needs the extra `export`")
-
-from pilotfish.export import ExportReport, export_model  # noqa: E402
-from pilotfish.export.checkpoint import Checkpoint  # noqa: E402
-from pilotfish.export.command import add_export_parser  # noqa: E402
-from pilotfish.export.quantise import dequantise, quantise  # noqa: E402
+from tests.device import models as tiny
 
 TEXT = "for abc in range(3):\n    print(abc)\n"
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -144,9 +141,7 @@ def test_report(exported: ExportReport) -> None:
     assert "tokens/s" in exported.table()
 
 
-def test_large_weights_go_beside_the_graph(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_weights_go_beside_the_graph(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pilotfish.export.graph.INLINE_UP_TO", 0)
     folder = export_model(checkpoint, tmp_path / "out", quant="fp32", text=TEXT).folder
     assert "model.onnx.data" in Manifest.read(folder).files
@@ -255,9 +250,7 @@ def test_missing_extra(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_overwrite_and_shorter_context(checkpoint: Path, tmp_path: Path) -> None:
     for length in (96, 40):
-        export_model(
-            checkpoint, tmp_path / "out", quant="int4", context_length=length, overwrite=True, text=TEXT
-        )
+        export_model(checkpoint, tmp_path / "out", quant="int4", context_length=length, overwrite=True, text=TEXT)
     assert OnnxDrafter(tmp_path / "out").max_length == 40
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
 

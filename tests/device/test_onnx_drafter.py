@@ -14,15 +14,19 @@ from pilotfish.drafters import load_drafter
 from pilotfish.drafters.junk import JunkDrafter
 from pilotfish.drafters.onnx import OnnxDrafter
 from pilotfish.drafters.oracle import OracleDrafter
+from pilotfish.export.checkpoint import Checkpoint
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.errors import ModelLoadError
 from pilotfish_core.ngram import NgramDrafter
 from pilotfish_core.parameters import SamplingParams
 from pilotfish_core.sampling import TokenHistory, coupled_candidates, coupled_token
-from tests.core.drafter_contract import DrafterContract, ModelDrafterContract
-
-export = pytest.importorskip("pilotfish.export.checkpoint", reason="needs the extra `export`")
-tiny = pytest.importorskip("tests.device.models", reason="needs the extra `export`")
+from tests.core.drafter_contract import (
+    BoundedContract,
+    ExactChunksContract,
+    FollowsContextContract,
+    ModelDrafterContract,
+)
+from tests.device import models as tiny
 
 
 @pytest.fixture(scope="session")
@@ -33,7 +37,7 @@ def checkpoint_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def reference(checkpoint_folder: Path) -> Any:
-    return export.Checkpoint(checkpoint_folder)
+    return Checkpoint(checkpoint_folder)
 
 
 @pytest.fixture(scope="session")
@@ -50,7 +54,7 @@ def sampled(row: Any, tokens: Sequence[int], prompt: int, params: SamplingParams
     return coupled_token(row, params, len(tokens), history=history, vocab_size=vocab_size)
 
 
-class TestFp32(ModelDrafterContract):
+class TestFp32(ModelDrafterContract, ExactChunksContract):
     """Against torch."""
 
     @pytest.fixture
@@ -91,20 +95,17 @@ class TestInt4(QuantisedContract):
     quant = "int4"
 
 
-class TestJunk(DrafterContract):
+class TestJunk(FollowsContextContract, BoundedContract, ExactChunksContract):
     @pytest.fixture
     def drafter(self) -> Drafter:
         return JunkDrafter(100, seed=1, max_length=50)
 
 
-class TestOracle(DrafterContract):
+class TestOracle(ExactChunksContract):
     @pytest.fixture
     def drafter(self) -> Drafter:
         sequence = [*self.prompt, *range(20)]
         return OracleDrafter([[9, 9], sequence], vocab_size=100, accuracy=0.7)
-
-    def test_other_tokens_after_a_rewind(self, drafter: Drafter) -> None:
-        pytest.skip("an oracle knows its own prompt only")
 
 
 def test_logits_are_those_of_torch(exported: dict[str, Path], reference: Any) -> None:
@@ -207,10 +208,7 @@ def test_contexts_in_threads(exported: dict[str, Path]) -> None:
 
     alone = [run(prompt) for prompt in prompts]
     results: dict[int, list[int]] = {}
-    threads = [
-        threading.Thread(target=lambda i=i, p=p: results.__setitem__(i, run(p)))
-        for i, p in enumerate(prompts)
-    ]
+    threads = [threading.Thread(target=lambda i=i, p=p: results.__setitem__(i, run(p))) for i, p in enumerate(prompts)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,0 +1,1 @@
+"""The latency simulator: the real policy and protocol under a virtual clock. Its models come with its command."""

@@ -1,0 +1,168 @@
+"""Deterministic mode: the same tokens and the same bits, whatever the company, the chunks and the drafts."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pilotfish_cloud.engine import determinism
+from pilotfish_cloud.engine.attention import AttentionRule
+from pilotfish_cloud.engine.engine import EmbeddedEngine, EngineConfig
+from pilotfish_cloud.engine.loading import load_model
+from pilotfish_core.errors import LocalError
+from tests.cloud.engines import Ear, drafting, request, running
+
+tiny: Any = pytest.importorskip("tests.device.models")
+REFERENCE = Path(__file__).resolve().parents[2] / "reference" / "target"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Wide enough that orders of summation differ, long enough for several blocks of keys.
+    made: Path = tiny.build(
+        "Qwen3",
+        tmp_path_factory.mktemp("qwen3") / "tiny",
+        hidden_size=192,
+        intermediate_size=448,
+        head_dim=32,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        max_position_embeddings=1200,
+        initializer_range=0.05,
+    )
+    return made
+
+
+def engine_of(folder: Path, dtype: str, **options: Any) -> EmbeddedEngine:
+    values: dict[str, Any] = {"max_num_seqs": 8, "max_num_batched_tokens": 300, "deterministic": True}
+    return EmbeddedEngine(load_model(folder, dtype=dtype), EngineConfig(**(values | options)))
+
+
+class Recorder:
+    """The logits of every committed position, as bits, and whether they ever differed."""
+
+    def __init__(self, engine: EmbeddedEngine) -> None:
+        self.bits: dict[tuple[int, ...], torch.Tensor] = {}
+        self.compared = self.different = 0
+        forward = engine.runner.forward
+
+        def recorded(scheduled: Any) -> Any:
+            computed = forward(scheduled)
+            first = 0
+            for entry in scheduled:
+                tokens = tuple(entry.sequence.tokens)
+                for row in range(entry.yields):
+                    self._record((*tokens, *entry.draft[:row]), computed.logits[first + row])
+                first += entry.yields
+            return computed
+
+        engine.runner.forward = recorded  # type: ignore[method-assign]
+
+    def _record(self, context: tuple[int, ...], logits: torch.Tensor) -> None:
+        known = self.bits.setdefault(context, logits.clone())
+        self.compared += 1
+        self.different += not torch.equal(known, logits)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_tokens_and_bits_depend_on_nothing_but_the_request(folder: Path, dtype: str) -> None:
+    compare(folder, dtype, max_tokens=24)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_reference_target_is_deterministic(dtype: str) -> None:
+    compare(REFERENCE, dtype, max_tokens=60)
+
+
+def compare(folder: Path, dtype: str, *, max_tokens: int) -> None:
+    engine = engine_of(folder, dtype)
+    recorder = Recorder(engine)
+    chance = random.Random(1)
+    prompts = [[chance.randrange(250) for _ in range(length)] for length in (5, 37, 300, 498, 505, 20, 1, 700)]
+    params: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0.8, "seed": 3}
+    with running(engine) as ear:
+        alone = {}
+        for number, prompt in enumerate(prompts):
+            key = f"alone {number}"
+            engine.open(request(key, prompt, salt=key.encode(), **params))
+            ear.wait_end(key)
+            alone[number] = ear.tokens(key)
+        together(engine, ear, prompts, alone, params)
+        resumed(engine, ear, prompts, alone, params)
+        for number, prompt in enumerate(prompts):  # from the prefix cache
+            key = f"cached {number}"
+            engine.open(request(key, prompt, salt=f"alone {number}".encode(), **params))
+            ear.wait_end(key)
+            assert ear.opened[key] == (len(prompt) - 1) // 16 * 16
+            assert ear.tokens(key) == alone[number]
+    assert recorder.compared > 4 * len(prompts) * max_tokens
+    assert recorder.different == 0
+
+
+def together(
+    engine: EmbeddedEngine, ear: Ear, prompts: list[list[int]], alone: dict[int, list[int]], params: Any
+) -> None:
+    """All in one batch, with oracle and junk drafts of several lengths."""
+    chance = random.Random(2)
+    for number, prompt in enumerate(prompts):
+        key = f"together {number}"
+        wrong = 0.0 if number % 2 else 0.4
+        source = [chance.randrange(250) if chance.random() < wrong else token for token in alone[number]]
+        drafting(engine, ear, key, len(prompt), source, (0, 1, 3, 7, 16, 2, 5, 11)[number])
+        engine.open(request(key, prompt, salt=key.encode(), **params))
+    ear.wait_end(*(f"together {number}" for number in alone))
+    for number, tokens in alone.items():
+        assert ear.tokens(f"together {number}") == tokens
+
+
+def resumed(
+    engine: EmbeddedEngine, ear: Ear, prompts: list[list[int]], alone: dict[int, list[int]], params: Any
+) -> None:
+    """From the middle of the answer, all at once: other chunks than before."""
+    for number, prompt in enumerate(prompts):
+        held = alone[number][: 3 + number]
+        engine.open(request(f"resumed {number}", prompt, output=held, salt=b"resumed", **params))
+    ear.wait_end(*(f"resumed {number}" for number in alone))
+    for number, tokens in alone.items():
+        assert tokens[: 3 + number] + ear.tokens(f"resumed {number}") == tokens
+
+
+def test_without_it_bits_do_differ(folder: Path) -> None:
+    """Else the tests above would prove nothing."""
+    engine = engine_of(folder, "float32", deterministic=False)
+    assert determinism.self_check(engine.runner) > 0
+
+
+def test_a_rule_that_does_not_hold_is_replaced_by_a_stricter_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(determinism, "attention_rule", lambda runner: AttentionRule())
+    engine = engine_of(folder, "float32")
+    assert engine.runner.rule.min_query == engine.runner.rule.max_query
+    assert determinism.self_check(engine.runner, length=1100) == 0
+
+
+def test_a_machine_without_a_rule_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(determinism, "self_check", lambda runner: 3)
+    with pytest.raises(LocalError, match="deterministic mode"):
+        engine_of(folder, "float32")
+
+
+def test_the_fingerprint_tells_the_modes_apart(folder: Path) -> None:
+    modes = [("float32", True), ("float32", False), ("bfloat16", True)]
+    assert len({engine_of(folder, dtype, deterministic=on).info.fingerprint for dtype, on in modes}) == 3
+
+
+@pytest.mark.parametrize(
+    ("rule", "allowed"),
+    [
+        (AttentionRule(512, 4, 128, 32), {4, 31, 32, 36, 64, 68, 100, 128}),
+        (AttentionRule(512, 16, 16), {16}),
+    ],
+)
+def test_which_calls_a_rule_allows(rule: AttentionRule, allowed: set[int]) -> None:
+    assert all(rule.allows(count) for count in allowed)
+    assert not any(rule.allows(count) for count in (1, 3, 33, 65, 67, 129))
