@@ -75,8 +75,10 @@ def running(engine: EmbeddedEngine) -> Iterator[Ear]:
     assert engine.scheduler.blocks.num_held == 0
 
 
-def drafting(engine: EmbeddedEngine, ear: Ear, key: str, prompt_len: int, source: Sequence[int], length: int) -> None:
-    """After each commit of ``key``, draft the next ``length`` tokens of ``source`` (the output as the drafter sees it)."""
+def drafting(
+    engine: EmbeddedEngine, ear: Ear, key: str, prompt_len: int, source: Sequence[int], length: int
+) -> None:
+    """After each commit of ``key``, draft the next ``length`` tokens of ``source``."""
     branch = 0
 
     def draft(committed_key: str, commit: Commit) -> None:

@@ -29,7 +29,14 @@ PAUSE_S: Final = 4.0  # at the end, before it begins again
 def draw(left: Answer, right: Answer, figures: dict[str, Any]) -> str:
     """An SVG document that replays the two answers in a loop, with the table below."""
     width = 2 * (COLUMNS * CHARACTER + MARGIN) + 2 * MARGIN
-    rows = table(figures)
+    verdict = "identical" if figures["identical"] else "DIFFERENT"
+    rows = [
+        *table(figures),
+        "",
+        f"{verdict}: {figures['answers']} answers, {figures['failovers']} verifier killed in mid-answer, one drafter of "
+        "junk",
+        f"SHA-256 {figures['sha256']['cloud'][:32]} (cloud alone) = {figures['sha256']['others'][:32]}",
+    ]
     height = TOP + LINES * LINE + MARGIN + (len(rows) + 1) * LINE + MARGIN
     duration = max(left.result.metrics.elapsed_s, right.result.metrics.elapsed_s) + PAUSE_S
     styles, body = list[str](), list[str]()
@@ -38,7 +45,7 @@ def draw(left: Answer, right: Answer, figures: dict[str, Any]) -> str:
         (2 * MARGIN + MARGIN + COLUMNS * CHARACTER, "hybrid: this device drafts", right),
     ):
         rate = f"{answer.result.metrics.tokens_per_s:.0f} tokens/s"
-        body.append(_text(x, 28, f"{title}, {rate}", "#e6edf3", "font-weight='bold'"))
+        body.append(_text(x, 28, f"{title}, {rate}", "#e6edf3", "style='font-weight:bold'"))
         body += _column(answer, x, duration, styles)
     x = MARGIN
     for origin in (Origin.ACCEPTED, Origin.RECOVERED, Origin.BONUS, Origin.CLOUD):

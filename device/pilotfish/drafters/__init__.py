@@ -34,6 +34,4 @@ def load_drafter(spec: str | Path | None, *, threads: int = 1) -> Drafter | None
         )
     if folder.is_dir():
         raise ModelLoadError(f"{folder} has no {MANIFEST_FILE}: not an exported draft model, or incomplete")
-    raise ModelLoadError(
-        f"no such draft model: {folder} (a folder that `pilotfish export` wrote, 'ngram' or 'none')"
-    )
+    raise ModelLoadError(f"no such draft model: {folder} (a folder that `pilotfish export` wrote, 'ngram' or 'none')")

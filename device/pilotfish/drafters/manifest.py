@@ -106,8 +106,7 @@ class Manifest:
             eos_token_ids=tuple(int(token) for token in value["eos_token_ids"]),
             kv=KvShape(**{field.name: value["kv"][field.name] for field in dataclasses.fields(KvShape)}),
             files={
-                str(name): FileEntry(int(entry["size"]), str(entry["sha256"]))
-                for name, entry in value["files"].items()
+                str(name): FileEntry(int(entry["size"]), str(entry["sha256"])) for name, entry in value["files"].items()
             },
             match={str(name): float(figure) for name, figure in value.get("match", {}).items()},
         )

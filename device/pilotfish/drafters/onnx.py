@@ -104,9 +104,7 @@ class OnnxContext(DraftContext):
         """Take in tokens; ``draft`` computes them. Raises ValueError for ids outside the embedding."""
         for token in tokens:
             if not 0 <= token < self._drafter.width:
-                raise ValueError(
-                    f"token id {token} is outside the draft model's {self._drafter.width} embeddings"
-                )
+                raise ValueError(f"token id {token} is outside the draft model's {self._drafter.width} embeddings")
         self._tokens.extend(tokens)
         if self._history is not None:
             self._history.extend(tokens)
@@ -178,9 +176,7 @@ class OnnxContext(DraftContext):
         if self._history is None:
             prompt, output = self._tokens[: self._prompt_length], self._tokens[self._prompt_length :]
             history = TokenHistory(prompt, output)
-            if (
-                len(self._tokens) < self._prompt_length
-            ):  # drafting within the prompt: not kept, it would be wrong
+            if len(self._tokens) < self._prompt_length:  # drafting within the prompt: not kept, it would be wrong
                 return history
             self._history = history
         return self._history
@@ -200,9 +196,7 @@ class _KvCache:
         self._capacity = 0
         self._values: list[Any] = []  # OrtValue; per layer key, value
         self._ids = np.zeros((1, 1), dtype=np.int64)
-        self._last = np.zeros(
-            1, dtype=np.int32
-        )  # GroupQueryAttention's seqlens_k: index of the last position
+        self._last = np.zeros(1, dtype=np.int32)  # GroupQueryAttention's seqlens_k: index of the last position
         self._total = np.zeros(1, dtype=np.int32)
         self._logits = _value((1, 1, drafter.width), np.float32)
         self._single: Any = None
@@ -258,9 +252,7 @@ def _session(file: Path, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors
-    options.add_session_config_entry(
-        "session.intra_op.allow_spinning", "0"
-    )  # never burn a core of the user's
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # never burn a core of the user's
     options.add_session_config_entry("session.inter_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])

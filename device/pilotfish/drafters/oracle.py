@@ -70,6 +70,4 @@ class OracleContext(PositionalContext):
         oracle = self._oracle
         if random_word(oracle.seed, position) < oracle.accuracy * 2**32:
             return token
-        return (
-            token + 1 + random_word(oracle.seed, position, 1) % (oracle.vocab_size - 1)
-        ) % oracle.vocab_size
+        return (token + 1 + random_word(oracle.seed, position, 1) % (oracle.vocab_size - 1)) % oracle.vocab_size

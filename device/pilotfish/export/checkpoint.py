@@ -102,9 +102,7 @@ def resolve_folder(name: str | Path) -> Path:
     try:
         return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # its errors come from several libraries
-        raise ModelLoadError(
-            f"{name} is neither a folder nor to be had from Hugging Face: {error}"
-        ) from error
+        raise ModelLoadError(f"{name} is neither a folder nor to be had from Hugging Face: {error}") from error
 
 
 def _load_model(folder: Path) -> Any:
@@ -120,9 +118,7 @@ def _load_model(folder: Path) -> Any:
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
             names = config.architectures or ["none"]
             if names[0] not in ARCHITECTURES:
-                raise ModelLoadError(
-                    f"{folder} is a {names[0]}; can be exported: {', '.join(sorted(ARCHITECTURES))}"
-                )
+                raise ModelLoadError(f"{folder} is a {names[0]}; can be exported: {', '.join(sorted(ARCHITECTURES))}")
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
             )

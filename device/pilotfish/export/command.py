@@ -26,9 +26,7 @@ def add_export_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--to", choices=TARGETS, default="onnx", help="runtime (default: onnx)")
     parser.add_argument("--quant", choices=sorted(QUANTS), default="int8", help="weights (default: int8)")
-    parser.add_argument(
-        "--max-model-len", type=int, metavar="N", help="context length (default: the model's)"
-    )
+    parser.add_argument("--max-model-len", type=int, metavar="N", help="context length (default: the model's)")
     parser.add_argument("--text-file", metavar="FILE", help="UTF-8 text to measure on")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")

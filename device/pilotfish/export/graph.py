@@ -65,9 +65,7 @@ class _Builder:
         self._nodes: list[Any] = []
         self._weights: list[Any] = []
         if bits is not None and self._shape.hidden % BLOCK:
-            raise ModelLoadError(
-                f"hidden size {self._shape.hidden} is not a multiple of {BLOCK}; export as fp32"
-            )
+            raise ModelLoadError(f"hidden size {self._shape.hidden} is not a multiple of {BLOCK}; export as fp32")
 
     def build(self) -> Any:
         """The whole model as a ModelProto."""
@@ -85,9 +83,7 @@ class _Builder:
         self._matmul(self._node("Gather", [normed, last], "last", axis=1), "lm_head", output="logits")
         graph = helper.make_graph(self._nodes, "draft", self._inputs(), self._outputs(), self._weights)
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
-        return helper.make_model(
-            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="pilotfish"
-        )
+        return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="pilotfish")
 
     def _inputs(self) -> list[Any]:
         return [
@@ -210,9 +206,7 @@ class _Builder:
         biased = self._checkpoint.has(f"{parts[0]}.bias")
         product = f"{name}.product" if biased else output or f"{name}.out"
         if self._bits is None:
-            weight = self._constant(
-                f"{name}.transposed", np.ascontiguousarray(self._joined(parts, "weight").T)
-            )
+            weight = self._constant(f"{name}.transposed", np.ascontiguousarray(self._joined(parts, "weight").T))
             self._nodes.append(helper.make_node("MatMul", [value, weight], [product], name))
         else:
             packed, scales = self._quantised(name, parts)

@@ -39,9 +39,7 @@ def quantise(weight: Matrix, bits: int, block: int = BLOCK) -> tuple[NDArray[np.
 
 def dequantise(packed: NDArray[np.uint8], scales: Matrix, bits: int, columns: int) -> Matrix:
     """What ``quantise`` made of a matrix, float32 ``[rows, columns]``."""
-    values = (
-        packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1)
-    )
+    values = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1)
     weight = (values.astype(np.float32) - 2 ** (bits - 1)) * scales[..., None]
     result: Matrix = weight.reshape(len(packed), -1)[:, :columns]
     return result
