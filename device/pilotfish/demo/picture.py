@@ -33,8 +33,8 @@ def draw(left: Answer, right: Answer, figures: dict[str, Any]) -> str:
     rows = [
         *table(figures),
         "",
-        f"{verdict}: {figures['answers']} answers, {figures['failovers']} verifier killed in mid-answer, one drafter of "
-        "junk",
+        f"{verdict}: {figures['answers']} answers, {figures['failovers']} verifier killed in mid-answer, one junk "
+        "drafter",
         f"SHA-256 {figures['sha256']['cloud'][:32]} (cloud alone) = {figures['sha256']['others'][:32]}",
     ]
     height = TOP + LINES * LINE + MARGIN + (len(rows) + 1) * LINE + MARGIN
