@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 import grpc
@@ -30,6 +31,14 @@ GRPC_OPTIONS: Final = [
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
 ]
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn without its signal handlers: a signal drains the whole verifier, not HTTP alone."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
 
 
 class VerifierServer:
@@ -70,10 +79,9 @@ class VerifierServer:
         await self._grpc.start()
         await self._set_serving(True)
         self.http_port = http_socket.getsockname()[1]
-        self._http = uvicorn.Server(
+        self._http = _HttpServer(
             uvicorn.Config(create_app(self.service), log_level="warning", lifespan="off", timeout_graceful_shutdown=5)
         )
-        self._http.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
         self._http_task = asyncio.create_task(self._http.serve(sockets=[http_socket]))
 
     async def run(self, started: Callable[[VerifierServer], None]) -> None:
