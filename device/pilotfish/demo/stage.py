@@ -18,7 +18,7 @@ from typing import IO, Final
 
 from pilotfish_core.errors import LocalError, ModelLoadError
 
-START_TIMEOUT_S: Final = 120.0
+START_TIMEOUT_S: Final = 300.0
 # A size at which one step of the target on one thread of this decade's server CPUs takes 30 to 40 ms in bfloat16.
 INFLATE_ARGUMENTS: Final = ("--hidden-size", "960", "--num-layers", "16", "--dtype", "bfloat16")
 

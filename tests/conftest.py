@@ -1,0 +1,14 @@
+"""Settings of all tests: machines that run them are shared, so nothing may depend on how fast they are."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import HealthCheck, settings
+
+# Before torch or onnxruntime is imported, here or in a process that a test starts: two threads on a busy machine wait
+# for each other in spin loops, and one is what the commands use by default.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
