@@ -183,17 +183,17 @@ class Tally:
 
 def draft_tokens_in(frame: pb.DeviceFrame) -> int:
     """How many draft tokens a frame carries."""
-    return len(frame.tokens)
+    return 1 if frame.HasField("token") else len(frame.tokens)
 
 
 def opens_branch(frame: pb.DeviceFrame) -> bool:
     """Whether the frame's run is a branch's first."""
-    return frame.HasField("branch")
+    return frame.HasField("branch") or frame.HasField("advance")
 
 
 def committed_tokens_in(frame: pb.CloudFrame) -> int:
     """How many tokens a commit carries."""
-    return len(frame.tokens)
+    return 1 if frame.HasField("token") else len(frame.tokens)
 
 
 class _TalliedStream(DeviceStream):
@@ -293,6 +293,7 @@ def _filler_row(source: Path) -> Any:
 
     from pilotfish_core.tokenizer import Tokenizer
 
+    transformers.utils.logging.disable_progress_bar()
     tokens = Tokenizer.load(source).encode(Path(argparse.__file__).read_text(encoding="utf-8"))[:6000]
     model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
     with torch.no_grad():
@@ -333,7 +334,8 @@ async def measure_model(
                             expected.append(whole)
                         if whole != expected[index]:
                             raise RuntimeError(f"{name}, {kind}, window {window}: the text changed")
-                    if vocabulary > SMALL_VOCABULARY and any(token % STRIDE != FIRST for token in sum(expected, [])):
+                    chosen_ids = {token for whole in expected for token in whole}
+                    if vocabulary > SMALL_VOCABULARY and any(token % STRIDE != FIRST for token in chosen_ids):
                         raise RuntimeError("a filler id was chosen")
                 cells.append(
                     {
@@ -425,7 +427,9 @@ def main() -> None:
                 for part in ("target", "draft"):
                     spread_model(reference / part, pair / part, vocabulary)
             draft = exported_draft(pair, work / f"exported-{vocabulary}", "int8")
-            cells += asyncio.run(measure_model(str(vocabulary), pair / "target", draft, given.windows, given.max_tokens))
+            cells += asyncio.run(
+                measure_model(str(vocabulary), pair / "target", draft, given.windows, given.max_tokens)
+            )
     opening = statistics.mean(cell["opening_socket_up_per_answer"] for cell in cells)
     print(
         f"an answer's opening: payload {cells[0]['open_payload_per_answer']:.0f} bytes up, "

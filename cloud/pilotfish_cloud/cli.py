@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pilotfish_cloud.config import DTYPES, ServerConfig
-from pilotfish_core.errors import MissingExtra, PilotfishError
+from pilotfish_core.errors import MissingExtra, ModelLoadError, PilotfishError
 
 if TYPE_CHECKING:
     from pilotfish_cloud.server import VerifierServer
@@ -82,9 +82,14 @@ def _serve(arguments: argparse.Namespace) -> None:
         insecure=arguments.insecure,
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would log comes back as our own error
+    if not model.is_dir():
+        raise ModelLoadError(f"{model} is not a folder; expected that of a Hugging Face model")
     try:
+        from pilotfish_cloud.server import VerifierServer, check_ports
+
+        check_ports(config)
         from pilotfish_cloud.engine.engine import EmbeddedEngine
-        from pilotfish_cloud.server import VerifierServer
     except ModuleNotFoundError as error:
         raise MissingExtra.of(error.name or "torch", "cloud", "pilotfish-cloud serve") from None
     engine = EmbeddedEngine.load(config)

@@ -49,6 +49,8 @@ class ServerConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise InvalidParameter.of(f"--{name.replace('_', '-')}", value, f"an integer in [{low}, {high}]")
+        if self.max_model_len is not None and self.max_model_len < 2:
+            raise InvalidParameter.of("--max-model-len", self.max_model_len, "at least 2: a prompt token and an answer")
         if not self.shutdown_timeout_s >= 0:
             raise InvalidParameter.of("--shutdown-timeout", self.shutdown_timeout_s, "seconds, 0 or more")
         if not self.insecure and not is_loopback(self.host):

@@ -62,7 +62,7 @@ class VerifierServer:
             served_model_name=config.served_model_name,
             max_unacknowledged=config.max_unacknowledged,
         )
-        http_socket = _bind(config.host, config.http_port)
+        http_socket = _bind(config.host, config.http_port, "--http-port")
         self._grpc = grpc.aio.server(options=GRPC_OPTIONS)
         try:
             self.port = self._grpc.add_insecure_port(_address(config.host, config.port))
@@ -112,11 +112,17 @@ class VerifierServer:
             await self._health.set(name, status)
 
 
+def check_ports(config: ServerConfig) -> None:
+    """Say that a port is taken before a model is loaded for nothing. Raises AddressInUse."""
+    for port, flag in ((config.port, "--port"), (config.http_port, "--http-port")):
+        _bind(config.host, port, flag).close()
+
+
 def _address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def _bind(host: str, port: int) -> socket.socket:
+def _bind(host: str, port: int, flag: str) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -125,8 +131,6 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.listen()
     except OSError as error:
         listener.close()
-        raise AddressInUse(
-            f"cannot listen on {_address(host, port)} (--http-port): {error.strerror or error}"
-        ) from None
+        raise AddressInUse(f"cannot listen on {_address(host, port)} ({flag}): {error.strerror or error}") from None
     listener.setblocking(False)
     return listener

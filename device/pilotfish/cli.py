@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,13 +17,17 @@ from pilotfish_core.errors import InvalidParameter, PilotfishError
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit code: 0 done, 1 our own clear error, 2 wrong usage, 130 interrupted."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would log comes back as our own error
+    if argv[:1] == ["serve"]:
+        return _serve(argv[1:])
     arguments = _parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
     except PilotfishError as error:
         print(f"pilotfish: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:
+    except BrokenPipeError:  # nobody reads any more; what Python flushes at exit must not complain about it again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 130
@@ -40,14 +45,13 @@ def _parser() -> argparse.ArgumentParser:
     add_demo_parser(commands)
     _add_generate_parser(commands)
     add_export_parser(commands)
-    serve = commands.add_parser("serve", help="(the verifier's command is pilotfish-cloud serve)", add_help=False)
-    serve.add_argument("rest", nargs=argparse.REMAINDER)
-    serve.set_defaults(run=_serve)
+    commands.add_parser("serve", help="(the verifier's command is pilotfish-cloud serve)", add_help=False)
     return parser
 
 
-def _serve(arguments: argparse.Namespace) -> int:
-    rest = " ".join(part for part in arguments.rest if part != "--model")
+def _serve(arguments: Sequence[str]) -> int:
+    """Not ours. The parser only lists it: what begins with a flag it would not leave to a command."""
+    rest = " ".join(part.removeprefix("--model=") for part in arguments if part != "--model")
     print(f"pilotfish: did you mean: pilotfish-cloud serve {rest}".rstrip(), file=sys.stderr)
     return 2
 
@@ -96,6 +100,8 @@ def _generate(arguments: argparse.Namespace) -> int:
     from pilotfish.client import Client
 
     prompt = None if arguments.resume else _prompt(arguments)
+    if arguments.save and not Path(arguments.save).absolute().parent.is_dir():
+        raise InvalidParameter(f"--save {arguments.save}: there is no folder {Path(arguments.save).absolute().parent}")
     client = Client(
         arguments.server,
         draft=arguments.draft,
@@ -176,4 +182,6 @@ def _params(arguments: argparse.Namespace) -> dict[str, Any]:
             params["logit_bias"] = json.loads(arguments.logit_bias)
         except ValueError as error:
             raise InvalidParameter(f"--logit-bias is not JSON: {error}") from None
+        if not isinstance(params["logit_bias"], dict):
+            raise InvalidParameter.of("--logit-bias", arguments.logit_bias, "a JSON object of token id to bias")
     return params

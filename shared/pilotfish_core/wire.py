@@ -42,6 +42,7 @@ class DeviceFrameWriter:
     def __init__(self) -> None:
         self._branch = -1
         self._end = -1
+        self._base = -1  # start of the last branch; at first the length that open said
 
     def open(self, message: Open) -> pb.DeviceFrame:
         """The first frame."""
@@ -57,16 +58,26 @@ class DeviceFrameWriter:
         opening.output.extend(message.output)
         opening.fingerprint = message.fingerprint
         opening.allow_other_fingerprint = message.allow_other_fingerprint
+        self._base = len(message.prompt) + len(message.output)
         return frame
 
     def draft(self, run: DraftRun, acknowledged: int | None = None) -> pb.DeviceFrame:
-        """A run, with an acknowledgement riding along."""
-        frame = pb.DeviceFrame(tokens=run.tokens)
-        if run.branch != self._branch or run.start != self._end:
+        """A run, with an acknowledgement riding along; that of a new branch's start is left out, the start says it."""
+        frame = pb.DeviceFrame()
+        if len(run.tokens) == 1:
+            frame.token = run.tokens[0]
+        else:
+            frame.tokens.extend(run.tokens)
+        opens = run.branch > self._branch
+        if run.branch == self._branch + 1 and 0 <= self._base <= run.start:
+            frame.advance = run.start - self._base
+        elif run.branch != self._branch or run.start != self._end:
             frame.branch = run.branch
             frame.start = run.start
+        if opens:
+            self._base = run.start
         self._branch, self._end = run.branch, run.end
-        if acknowledged is not None:
+        if acknowledged is not None and not (opens and acknowledged == run.start):
             frame.acknowledged = acknowledged
         return frame
 
@@ -86,6 +97,7 @@ class DeviceFrameReader:
         self._opened = False
         self._branch = -1
         self._end = -1
+        self._base = -1  # as the writer's
 
     def read(self, frame: pb.DeviceFrame) -> list[DeviceMessage]:
         """The messages in one frame. Raises ProtocolViolation; InvalidParameter for bad sampling parameters."""
@@ -95,23 +107,37 @@ class DeviceFrameReader:
             raise ProtocolViolation("a second open" if self._opened else "the first frame must carry open")
         if control == "open":
             self._opened = True
-            messages.append(_open_from_wire(frame.open))
+            opening = _open_from_wire(frame.open)
+            self._base = len(opening.prompt) + len(opening.output)
+            messages.append(opening)
         elif control == "ping":
             messages.append(Ping(frame.ping.nonce))
         if frame.HasField("acknowledged"):
             messages.append(Acknowledged(frame.acknowledged))
-        if frame.tokens:
-            messages.append(self._run(frame))
+        tokens = _tokens_of(frame)
+        if tokens:
+            before = self._branch
+            run = self._run(frame, tokens)
+            if run.branch > before and not frame.HasField("acknowledged"):
+                messages.append(Acknowledged(run.start))
+            messages.append(run)
         return messages
 
-    def _run(self, frame: pb.DeviceFrame) -> DraftRun:
+    def _run(self, frame: pb.DeviceFrame, tokens: tuple[int, ...]) -> DraftRun:
         if frame.HasField("branch") != frame.HasField("start"):
             raise ProtocolViolation("a draft run names both branch and start, or neither")
-        if frame.HasField("branch"):
+        if frame.HasField("advance"):
+            if frame.HasField("branch"):
+                raise ProtocolViolation("a draft run names branch and start, or advance, not both")
+            self._branch, self._end = self._branch + 1, self._base + frame.advance
+            self._base = self._end
+        elif frame.HasField("branch"):
+            if frame.branch > self._branch:
+                self._base = frame.start
             self._branch, self._end = frame.branch, frame.start
         elif self._branch < 0:
             raise ProtocolViolation("the first draft run must name its branch and start")
-        run = DraftRun(self._branch, self._end, tuple(frame.tokens))
+        run = DraftRun(self._branch, self._end, tokens)
         if run.end > MAX_POSITION:
             raise ProtocolViolation(f"draft run ends at position {run.end}; positions end at {MAX_POSITION}")
         self._end = run.end
@@ -142,7 +168,11 @@ class CloudFrameWriter:
 
     def commit(self, commit: Commit) -> pb.CloudFrame:
         """A commit; the position is left out when it follows the last one."""
-        frame = pb.CloudFrame(tokens=commit.tokens, accepted=commit.accepted)
+        frame = pb.CloudFrame(accepted=commit.accepted)
+        if len(commit.tokens) == 1:
+            frame.token = commit.tokens[0]
+        else:
+            frame.tokens.extend(commit.tokens)
         if commit.position != self._end:
             frame.position = commit.position
         self._end = commit.end
@@ -191,24 +221,25 @@ class CloudFrameReader:
             messages.append(Pong(frame.pong.nonce))
         elif control == "prefix_unknown":
             messages.append(PrefixUnknown())
-        if frame.tokens or frame.HasField("finish"):
+        tokens = _tokens_of(frame)
+        if tokens or frame.HasField("finish"):
             if not self._opened:
                 raise ProtocolViolation("the verifier committed before it opened the stream")
-            messages.append(self._commit(frame))
+            messages.append(self._commit(frame, tokens))
         return messages
 
-    def _commit(self, frame: pb.CloudFrame) -> Commit:
+    def _commit(self, frame: pb.CloudFrame, tokens: tuple[int, ...]) -> Commit:
         if frame.HasField("position"):
             self._end = frame.position
         elif self._end < 0:
             raise ProtocolViolation("the first commit must name its position")
-        if frame.accepted > len(frame.tokens):
-            raise ProtocolViolation(f"{frame.accepted} of {len(frame.tokens)} tokens accepted")
-        if frame.logprobs and len(frame.logprobs) != len(frame.tokens):
-            raise ProtocolViolation(f"{len(frame.logprobs)} logprobs for {len(frame.tokens)} tokens")
+        if frame.accepted > len(tokens):
+            raise ProtocolViolation(f"{frame.accepted} of {len(tokens)} tokens accepted")
+        if frame.logprobs and len(frame.logprobs) != len(tokens):
+            raise ProtocolViolation(f"{len(frame.logprobs)} logprobs for {len(tokens)} tokens")
         commit = Commit(
             position=self._end,
-            tokens=tuple(frame.tokens),
+            tokens=tokens,
             accepted=frame.accepted,
             origin=_ORIGINS_BACK.get(frame.origin, Origin.CLOUD),
             finish=_finish_from_wire(frame.finish) if frame.HasField("finish") else None,
@@ -220,6 +251,14 @@ class CloudFrameReader:
         )
         self._end = commit.end
         return commit
+
+
+def _tokens_of(frame: pb.DeviceFrame | pb.CloudFrame) -> tuple[int, ...]:
+    if not frame.HasField("token"):
+        return tuple(frame.tokens)
+    if frame.tokens:
+        raise ProtocolViolation("a frame carries token or tokens, not both")
+    return (frame.token,)
 
 
 def _params_to_wire(params: SamplingParams) -> pb.SamplingParams:

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pilotfish_cloud.engine.engine import EmbeddedEngine, EngineConfig
+from pilotfish_cloud.engine.engine import EmbeddedEngine
+from pilotfish_cloud.engine.engine_config import EngineConfig
 from pilotfish_cloud.engine.loading import load_model
 from pilotfish_cloud.engine.model_runner import StepLogits
 from pilotfish_core.drafts import Commit, DraftRun, Finish, FinishReason, Origin
@@ -190,7 +191,7 @@ def test_wrong_requests_are_answered(folder: Path, changes: dict[str, Any], erro
 
 def test_penalties_and_logprobs_follow_the_draft(folder: Path) -> None:
     engine = engine_of(folder, deterministic=True)
-    params = {"max_tokens": 30, "repetition_penalty": 1.3, "presence_penalty": 0.5, "logprobs": 2}
+    params: dict[str, Any] = {"max_tokens": 30, "repetition_penalty": 1.3, "presence_penalty": 0.5, "logprobs": 2}
     with running(engine) as ear:
         engine.open(request("alone", PROMPT, **params))
         ear.wait_end("alone")

@@ -79,7 +79,7 @@ def test_a_ragged_step_equals_the_plain_model(folders: dict[str, Path], kind: st
     a, b, c = (sequence(runner, key, text) for key, text in zip("abc", texts, strict=True))
     runner.forward([rows(a, 0, 19), rows(b, 0, 2), rows(c, 0, 11)])
     runner.forward([rows(c, 11, 30), rows(a, 19, 20, 99, 98, 97)])  # c goes on, a's drafts will be rejected
-    drafts = ([1, 2, 3, 4], [], [9, 8, 7, 6, 5, 4, 3])
+    drafts: tuple[list[int], ...] = ([1, 2, 3, 4], [], [9, 8, 7, 6, 5, 4, 3])
     step = [rows(a, 19, 20, *drafts[0]), rows(b, 2, 3), rows(c, 30, 31, *drafts[2])]
     logits, broken = runner.forward(step)
     assert not broken

@@ -6,7 +6,7 @@ import random
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pilotfish_core.drafts import Commit, DraftRun, Finish, FinishReason, Origin, TokenLogprobs
@@ -54,6 +54,7 @@ params = st.builds(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(params=params, output=st.lists(IDS).map(tuple), attempt=st.integers(1, 10**6))
 def test_open_crosses_unchanged(params: SamplingParams, output: tuple[int, ...], attempt: int) -> None:
     message = opening(params=params, output=output, attempt=attempt, fingerprint="pf-1", allow_other_fingerprint=True)
@@ -61,6 +62,7 @@ def test_open_crosses_unchanged(params: SamplingParams, output: tuple[int, ...],
     assert DeviceFrameReader().read(frame) == [message]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.tuples(st.integers(0, 3), st.integers(0, 2), st.lists(IDS, min_size=1, max_size=5), st.none() | IDS),
@@ -72,15 +74,18 @@ def test_draft_runs_cross_unchanged(steps: list[tuple[int, int, list[int], int |
     reader.read(writer.open(opening()))
     branch = start = 0
     for jump, back, tokens, acknowledged in steps:
+        opens = jump > 0 or start == 0
         branch += jump
         start = max(start - back, 0) if jump else start
         run = DraftRun(branch, start, tuple(tokens))
         start = run.end
         frame = pb.DeviceFrame.FromString(writer.draft(run, acknowledged).SerializeToString())
-        expected: list[Any] = [] if acknowledged is None else [Acknowledged(acknowledged)]
+        length = run.start if opens and acknowledged is None else acknowledged  # a branch acknowledges its start
+        expected: list[Any] = [] if length is None else [Acknowledged(length)]
         assert reader.read(frame) == [*expected, run]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.builds(
@@ -127,18 +132,35 @@ def test_pings_cross() -> None:
 
 
 def test_bytes_at_a_large_vocabulary() -> None:
-    """Runs that continue: at most 4 bytes a draft token from two tokens on; a usual commit at most 12 bytes."""
+    """Runs that continue: at most 4 bytes a draft token; a new branch 2 more; a usual commit at most 12 bytes."""
     source = random.Random(0)
     writer, cloud = DeviceFrameWriter(), CloudFrameWriter()
-    writer.draft(DraftRun(0, 2000, (1,)))
+    writer.open(opening(prompt=(1,) * 2000))
+    assert writer.draft(DraftRun(0, 2000, (150_000,)), 2000).ByteSize() == 6
     cloud.commit(Commit(2000, (1,)))
     start = 2001
-    for length in (2, 3, 4, 8):
+    for length in (1, 2, 3, 4, 8):
         run = DraftRun(0, start, tuple(source.randrange(16_384, 151_936) for _ in range(length)))
         start = run.end
         assert writer.draft(run).ByteSize() <= 4 * length
+    assert writer.draft(DraftRun(1, 2010, (150_000,)), 2010).ByteSize() == 6
     assert cloud.commit(Commit(2001, (150_000, 150_001), 1, Origin.RECOVERED)).ByteSize() <= 12
-    assert cloud.commit(Commit(2003, (150_000,))).ByteSize() <= 7
+    assert cloud.commit(Commit(2003, (150_000,))).ByteSize() <= 6
+
+
+def test_the_long_forms_are_read_too() -> None:
+    """A peer need not use the short forms of one token and of a new branch."""
+    device, cloud = DeviceFrameReader(), CloudFrameReader()
+    device.read(DeviceFrameWriter().open(opening()))
+    assert device.read(pb.DeviceFrame(tokens=[5], branch=0, start=3, acknowledged=2)) == [
+        Acknowledged(2),
+        DraftRun(0, 3, (5,)),
+    ]
+    assert device.read(pb.DeviceFrame(tokens=[6])) == [DraftRun(0, 4, (6,))]
+    assert device.read(pb.DeviceFrame(tokens=[7, 8], branch=2, start=4)) == [Acknowledged(4), DraftRun(2, 4, (7, 8))]
+    assert device.read(pb.DeviceFrame(token=0, advance=1)) == [Acknowledged(5), DraftRun(3, 5, (0,))]
+    cloud.read(CloudFrameWriter().opened(OPENED))
+    assert cloud.read(pb.CloudFrame(tokens=[5], position=3)) == [Commit(3, (5,), 0, Origin.RECOVERED)]
 
 
 @pytest.mark.parametrize(
@@ -151,6 +173,9 @@ def test_bytes_at_a_large_vocabulary() -> None:
         [DeviceFrameWriter().open(opening()), pb.DeviceFrame(tokens=[1])],
         [DeviceFrameWriter().open(opening()), pb.DeviceFrame(tokens=[1], branch=1)],
         [DeviceFrameWriter().open(opening()), pb.DeviceFrame(tokens=[1], branch=1, start=2**31 - 1)],
+        [DeviceFrameWriter().open(opening()), pb.DeviceFrame(tokens=[1], token=1, branch=1, start=3)],
+        [DeviceFrameWriter().open(opening()), pb.DeviceFrame(token=1, branch=1, start=3, advance=0)],
+        [DeviceFrameWriter().open(opening()), pb.DeviceFrame(token=1, advance=2**32 - 1)],
     ],
 )
 def test_frames_that_make_no_sense_are_refused(frames: list[pb.DeviceFrame]) -> None:
@@ -175,6 +200,7 @@ def test_bad_sampling_parameters_in_a_frame_are_named() -> None:
         [CloudFrameWriter().opened(OPENED), CloudFrameWriter().opened(OPENED)],
         [CloudFrameWriter().opened(OPENED), pb.CloudFrame(tokens=[1])],
         [CloudFrameWriter().opened(OPENED), pb.CloudFrame(tokens=[1], position=0, accepted=2)],
+        [CloudFrameWriter().opened(OPENED), pb.CloudFrame(tokens=[1], token=1, position=0)],
     ],
 )
 def test_a_verifier_that_makes_no_sense_is_refused(frames: list[pb.CloudFrame]) -> None:
@@ -185,6 +211,7 @@ def test_a_verifier_that_makes_no_sense_is_refused(frames: list[pb.CloudFrame]) 
         reader.read(frames[-1])
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary(max_size=200))
 def test_any_bytes_parse_to_messages_or_a_typed_error(data: bytes) -> None:
     try:

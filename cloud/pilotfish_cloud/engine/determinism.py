@@ -61,7 +61,7 @@ NORMAL_RULE: Final = Rule(AttentionRule())
 def calibrate(runner: ModelRunner, *, max_rows: int) -> Rule:
     """Find the cheapest rule that holds, make ``runner`` follow it, and return it.
 
-    Takes about as long as a prefill of a few thousand tokens. Raises LocalError when no rule holds.
+    Takes about as long as a prefill of two thousand tokens. Raises LocalError when no rule holds.
     """
     for rule in _candidates(runner, max_rows):
         rule.apply(runner)
@@ -96,17 +96,20 @@ def equal_sizes(linear: PackedLinear, sizes: Iterable[int] = ROW_SIZES) -> tuple
     largest = sizes[-1] if linear.out_features < 16 * linear.in_features else min(64, sizes[-1])  # output layers
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(largest, linear.in_features, generator=generator).to(linear.dtype)
+    wanted = [size for size in sizes if size <= largest]
     best: tuple[int, ...] = ()
     for tile in (8, 16):
         expected = torch.cat([linear.product(part) for part in torch.split(rows, tile)])
         found = []
-        for size in (size for size in sizes if size <= largest):
-            begins = {0, (largest - size) // 2, largest - size}
+        for size in wanted:
+            begins = {0, largest - size} | ({largest // 3} if size <= 32 else set())
             products = ((begin, linear.product(rows[begin : begin + size].clone())) for begin in begins)
             if all(torch.equal(product, expected[begin : begin + size]) for begin, product in products):
                 found.append(size)
         if len(found) > len(best):
             best = tuple(found)
+        if 2 * len(best) > len(wanted):
+            break  # no other order of summation can hold for more
     return best
 
 
@@ -182,30 +185,35 @@ def _vectorises(runner: ModelRunner, rows: int) -> bool:
 
 
 @torch.inference_mode()
-def self_check(runner: ModelRunner, *, length: int = 0) -> int:
+def self_check(runner: ModelRunner, *, length: int = KV_MULTIPLE + 12, rows: int = 128) -> int:
     """Positions of the real model whose logits differ between ways to compute them; 0 when the rule holds.
 
-    Needs two free arenas, and leaves them wiped. ``length`` 0: just beyond the attention's padding.
+    The last ``rows`` of ``length`` positions are computed, upon random keys and values. Needs two free arenas, and
+    leaves them wiped.
     """
-    length = min(length or KV_MULTIPLE + 12, runner.store.capacity)
-    tail = min(8, length // 2)
+    length = min(length, runner.store.capacity)
+    rows = min(rows, length)
+    tail, start = min(8, rows // 2), length - rows
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, runner.shape.vocab_rows, (2, length), generator=generator).tolist()
     mine, other = runner.store.acquire(), runner.store.acquire()
     try:
-        check = _Chunking(runner, mine, other, ids[0], ids[1])
-        limit = (runner.row_sizes[-1] if runner.row_sizes else length + 16) - 16  # room for neighbours and junk
-        expected = check.run(_cut(length, limit)[::-1], tail)  # the tail at the end of a long chunk
-        body = length - tail
+        for layer in (*runner.store.keys, *runner.store.values):
+            past = layer[mine, :, :start]
+            past.copy_(torch.randn(past.shape, generator=generator))
+        check = _Chunking(runner, mine, other, ids[0], ids[1], start)
+        limit = (runner.row_sizes[-1] if runner.row_sizes else rows + 16) - 16  # room for neighbours and junk
+        expected = check.run(_cut(rows, limit)[::-1], tail)  # the tail at the end of a long chunk
+        body = rows - tail
         ways = [
-            [*_cut(body, 256), *[1] * tail],  # decode
+            [*_cut(body, 64), *[1] * tail],  # decode
             [*_cut(body, 97), tail],  # odd chunks, one verify
-            [min(7, body), *_cut(body - min(7, body), 200), 3, tail - 3],
-            [*_cut(body - 5, 64), 1, 4, *_cut(tail, 2)],
+            [min(7, body), *_cut(body - min(7, body), 50), 3, tail - 3],
+            [*_cut(body - 5, 33), 1, 4, *_cut(tail, 2)],
         ]
         differing = torch.zeros(tail, dtype=torch.bool)
         for index, way in enumerate(ways):
-            found = check.run([rows for rows in way if rows > 0], tail, junk=index % 2 == 1)
+            found = check.run([chunk for chunk in way if chunk > 0], tail, junk=index % 2 == 1)
             differing |= (found != expected).any(-1)
         return int(differing.sum())
     finally:
@@ -218,15 +226,17 @@ def _cut(total: int, chunk: int) -> list[int]:
 
 
 class _Chunking:
-    """Computes one sequence in given chunks beside a neighbour."""
+    """Computes one sequence from position ``start`` in given chunks, beside a neighbour."""
 
-    def __init__(self, runner: ModelRunner, slot: int, other: int, tokens: list[int], neighbour: list[int]) -> None:
-        self._runner, self._slot, self._other = runner, slot, other
+    def __init__(
+        self, runner: ModelRunner, slot: int, other: int, tokens: list[int], neighbour: list[int], start: int
+    ) -> None:
+        self._runner, self._slot, self._other, self._start = runner, slot, other, start
         self._tokens, self._neighbour = tokens, neighbour
 
     def run(self, chunks: list[int], tail: int, *, junk: bool = False) -> Tensor:
         """Logits [tail, vocabulary] of the last positions. ``junk``: rejected drafts follow each chunk."""
-        runner, position, kept = self._runner, 0, []
+        runner, position, kept = self._runner, self._start, list[Tensor]()
         for index, rows in enumerate(chunks):
             extra = index % 4 if junk else 0
             extra = min(extra, len(self._tokens) - position - rows)

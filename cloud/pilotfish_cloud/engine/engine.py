@@ -6,17 +6,16 @@ worker sleeps on a condition when there is nothing to run, until a message comes
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Final
 
 import torch
 
 from pilotfish_cloud.config import ServerConfig
 from pilotfish_cloud.engine.determinism import NORMAL_RULE, calibrate
+from pilotfish_cloud.engine.engine_config import EngineConfig, EngineStats, scheduler_config
 from pilotfish_cloud.engine.fingerprint import fingerprint
 from pilotfish_cloud.engine.interface import (
     CommitEvent,
@@ -35,52 +34,10 @@ from pilotfish_cloud.engine.step_sampler import StepSampler
 from pilotfish_core.cloud_core import CloudLimits
 from pilotfish_core.drafts import DraftRun
 from pilotfish_core.errors import EngineFailure, PilotfishError, Unavailable
-from pilotfish_core.scheduling import ScheduledStep, Scheduler, SchedulerConfig, Sequence
+from pilotfish_core.scheduling import ScheduledStep, Scheduler, Sequence
 from pilotfish_core.tokenizer import Tokenizer
 
-_GIB: Final = 2**30
 _log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class EngineConfig:
-    """Settings of the embedded engine. Sizes in tokens unless named otherwise."""
-
-    max_model_len: int | None = None  # None: the model's context
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 512
-    max_draft_tokens: int = 32
-    max_draft_rows: int = 16
-    max_unacknowledged: int = 512
-    acknowledge_timeout_s: float = 120.0
-    block_size: int = 16
-    kv_cache_gib: float = 2.0  # of blocks; arenas of running sequences come on top (see kv_store)
-    num_blocks: int | None = None  # None: what kv_cache_gib holds
-    prefix_cache: bool = True
-    deterministic: bool = False
-    threads: int = 1
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStats:
-    """Totals since start, and what is held now. A snapshot; the worker goes on."""
-
-    steps: int
-    step_seconds: float
-    prefill_rows: int
-    decode_rows: int
-    draft_rows: int
-    committed_tokens: int
-    accepted_tokens: int
-    preemptions: int
-    failures: int
-    running: int
-    waiting: int
-    blocks_total: int
-    blocks_held: int
-    blocks_kept: int
-    cache_hit_tokens: int
-    cache_miss_tokens: dict[str, int]
 
 
 class EmbeddedEngine(Engine):
@@ -92,10 +49,10 @@ class EmbeddedEngine(Engine):
         self.config = config
         self.tokenizer: Tokenizer = loaded.tokenizer
         max_len = min(config.max_model_len or loaded.shape.max_position, loaded.shape.max_position)
-        scheduling = _scheduler_config(loaded, config, max_len)
+        scheduling = scheduler_config(loaded, config, max_len)
         self.runner = ModelRunner(
             loaded,
-            num_slots=config.max_num_seqs,
+            num_slots=max(config.max_num_seqs, 2),  # the self-check takes two
             num_blocks=scheduling.num_blocks,
             block_size=config.block_size,
             max_len=max_len,
@@ -355,22 +312,3 @@ class EmbeddedEngine(Engine):
         """Raises IntegrityError unless every block and arena is accounted for. With the worker idle or closed."""
         self.scheduler.check_integrity()
         self.runner.check_integrity([sequence.slot for sequence in self.scheduler.running])
-
-
-def _scheduler_config(loaded: LoadedModel, config: EngineConfig, max_len: int) -> SchedulerConfig:
-    """Blocks within the memory granted, no more than could ever be used, enough for one sequence."""
-    shape, size = loaded.shape, config.block_size
-    bytes_per_block = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * loaded.dtype.itemsize * size
-    one = -(-max_len // size)
-    num_blocks = config.num_blocks or max(
-        min(int(config.kv_cache_gib * _GIB) // bytes_per_block, config.max_num_seqs * one * 2), one
-    )
-    return SchedulerConfig(
-        max_model_len=max_len,
-        num_blocks=num_blocks,
-        block_size=size,
-        max_num_seqs=config.max_num_seqs,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        max_draft_rows=min(config.max_draft_rows, config.max_draft_tokens),
-        prefix_cache=config.prefix_cache,
-    )

@@ -11,6 +11,7 @@ is wiped.
 from __future__ import annotations
 
 import mmap
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -42,8 +43,8 @@ class KVStore:
         self.dtype, self.device, self.block_size = dtype, device, block_size
         self.capacity = -(-max_len // 512) * 512
         inner = (num_layers, 2, num_kv_heads)
-        self._arenas = _zeros((num_slots, *inner, self.capacity, head_dim), dtype, device)
-        self._pool = _zeros((num_blocks, *inner, block_size, head_dim), dtype, device)
+        self._arenas, self._memory = _zeros((num_slots, *inner, self.capacity, head_dim), dtype, device)
+        self._pool, _ = _zeros((num_blocks, *inner, block_size, head_dim), dtype, device)
         self.keys = [self._arenas[:, layer, 0] for layer in range(num_layers)]
         self.values = [self._arenas[:, layer, 1] for layer in range(num_layers)]
         self._free = list(range(num_slots - 1, -1, -1))
@@ -69,7 +70,7 @@ class KVStore:
         if slot in self._free:
             raise IntegrityError(f"KV arena {slot} is released twice")
         if wipe:
-            self._arenas[slot].zero_()
+            self._wipe(slot)
         self._free.append(slot)
 
     def load(self, slot: int, index: int, block: int) -> None:
@@ -82,6 +83,14 @@ class KVStore:
         begin = index * self.block_size
         self._pool[block] = self._arenas[slot, :, :, :, begin : begin + self.block_size]
 
+    def _wipe(self, slot: int) -> None:
+        arena = self._arenas[slot]
+        size = arena.numel() * arena.element_size()  # a multiple of the page: the capacity is one of 512
+        if self._memory is not None and sys.platform == "linux" and size % mmap.PAGESIZE == 0:
+            self._memory.madvise(mmap.MADV_DONTNEED, slot * size, size)  # reads as zeros, takes no memory
+        else:
+            arena.zero_()
+
     def check_integrity(self, used: Sequence[int | None]) -> None:
         """Raises IntegrityError unless each arena is either free or one of ``used``, once."""
         slots = [*self._free, *(slot for slot in used if slot is not None)]
@@ -89,16 +98,16 @@ class KVStore:
             raise IntegrityError(f"KV arenas free or used: {sorted(slots)} of {self._arenas.shape[0]}")
 
 
-def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros; on CPU in memory that the kernel provides page by page on first write."""
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> tuple[Tensor, mmap.mmap | None]:
+    """Zeros; on CPU in memory that the kernel provides page by page on first write, which is returned too."""
     if device.type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
+        return torch.zeros(shape, dtype=dtype, device=device), None
     size = dtype.itemsize
     for extent in shape:
         size *= extent
-    if hasattr(mmap, "MAP_ANONYMOUS"):
+    if sys.platform == "win32":
+        memory = mmap.mmap(-1, size)
+    else:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
         memory = mmap.mmap(-1, size, flags=flags)
-    else:
-        memory = mmap.mmap(-1, size)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
+    return torch.frombuffer(memory, dtype=dtype).view(shape), memory

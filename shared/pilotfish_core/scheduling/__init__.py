@@ -2,20 +2,17 @@
 
 from pilotfish_core.scheduling.block_manager import BlockManager, IntegrityError
 from pilotfish_core.scheduling.prefix_cache import MissReason, PrefixCache
-from pilotfish_core.scheduling.scheduler import (
+from pilotfish_core.scheduling.row_policy import DraftRowPolicy, FixedDraftRows
+from pilotfish_core.scheduling.scheduler import Scheduler, SchedulerConfig, SchedulerCounts
+from pilotfish_core.scheduling.sequence import Sequence, SequenceStatus
+from pilotfish_core.scheduling.step import (
     BlockCopy,
     CompletedStep,
-    DraftRowPolicy,
-    FixedDraftRows,
     Outcome,
     Sampled,
     ScheduledRows,
     ScheduledStep,
-    Scheduler,
-    SchedulerConfig,
-    SchedulerCounts,
 )
-from pilotfish_core.scheduling.sequence import Sequence, SequenceStatus
 
 __all__ = [
     "BlockCopy",

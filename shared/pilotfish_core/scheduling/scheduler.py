@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from collections.abc import Sequence as Seq
-from typing import Protocol
 
 from pilotfish_core.cloud_core import CloudState
-from pilotfish_core.drafts import Commit, TokenLogprobs
 from pilotfish_core.errors import PilotfishError
 from pilotfish_core.scheduling.block_manager import BlockManager, IntegrityError
 from pilotfish_core.scheduling.prefix_cache import PrefixCache, PrefixMatch, root_hash
+from pilotfish_core.scheduling.row_policy import DraftRowPolicy, FixedDraftRows, fair_shares
 from pilotfish_core.scheduling.sequence import Sequence, SequenceStatus
+from pilotfish_core.scheduling.step import BlockCopy, CompletedStep, Outcome, ScheduledRows, ScheduledStep
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,116 +46,6 @@ class SchedulerConfig:
             )
         if self.max_draft_rows < 0:
             raise ValueError(f"max_draft_rows is {self.max_draft_rows}; expected 0 or more")
-
-
-class DraftRowPolicy(Protocol):
-    """Chooses how many draft tokens each decoding sequence may verify in a step."""
-
-    def draft_rows(self, candidates: Seq[Sequence], available: Seq[int], budget: int, now: float) -> list[int]:
-        """Rows for each candidate, at most ``available`` of it (buffered drafts that fit), ``budget`` in all."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class FixedDraftRows:
-    """Everyone gets up to ``cap`` rows; when the budget is short, the longest drafts lose their tails first."""
-
-    cap: int
-
-    def draft_rows(self, candidates: Seq[Sequence], available: Seq[int], budget: int, now: float) -> list[int]:
-        """Water-filling: raise all shares evenly until the budget or the drafts are used up."""
-        return fair_shares([min(count, self.cap) for count in available], budget)
-
-
-def fair_shares(wanted: Seq[int], budget: int) -> list[int]:
-    """Divide ``budget`` as evenly as the demands allow; what does not divide goes to the earlier ones."""
-    shares = [0] * len(wanted)
-    left, open_count = budget, sum(count > 0 for count in wanted)
-    for index in sorted(range(len(wanted)), key=lambda index: (wanted[index], -index)):
-        if wanted[index] == 0:
-            continue
-        shares[index] = min(wanted[index], left // open_count)
-        left -= shares[index]
-        open_count -= 1
-    for index, count in enumerate(wanted):
-        extra = min(count - shares[index], left)
-        shares[index] += extra
-        left -= extra
-    return shares
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ScheduledRows:
-    """One sequence's part of a step: positions [start, start + rows).
-
-    ``committed`` counts the committed tokens among its rows, ``draft`` are the draft tokens after them. The rows from
-    the last committed one on yield a target token each; a prefill chunk that stops earlier yields none.
-    """
-
-    sequence: Sequence
-    start: int
-    committed: int
-    draft: tuple[int, ...]
-    yields: int  # target tokens to sample: 0 or 1 + len(draft)
-
-    @property
-    def rows(self) -> int:
-        """Query tokens in the step."""
-        return self.committed + len(self.draft)
-
-    @property
-    def token_ids(self) -> list[int]:
-        """Inputs of the rows."""
-        return [*self.sequence.tokens[self.start : self.start + self.committed], *self.draft]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class BlockCopy:
-    """Block ``index`` of the sequence's table and the block id where its contents are kept."""
-
-    sequence: Sequence
-    index: int
-    block: int
-
-
-@dataclasses.dataclass(slots=True)
-class ScheduledStep:
-    """What the executor must do, in this order: drop, attach, load, forward.
-
-    ``preempted`` lost their KV. ``admitted`` begin (again). ``loads`` names cached blocks that an executor with private
-    KV per sequence must copy in; one that reads blocks in place ignores them.
-    """
-
-    scheduled: list[ScheduledRows]
-    preempted: list[Sequence]
-    admitted: list[Sequence]
-    loads: list[BlockCopy]
-
-    @property
-    def num_rows(self) -> int:
-        """Rows of the forward pass."""
-        return sum(entry.rows for entry in self.scheduled)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Sampled:
-    """The target's tokens for the yielding rows of one sequence."""
-
-    tokens: Seq[int]
-    logprobs: Seq[TokenLogprobs] | None = None
-
-
-# What became of one entry of a step: its tokens (none for a chunk that yields none), or why its sequence failed.
-Outcome = Sampled | PilotfishError
-
-
-@dataclasses.dataclass(slots=True)
-class CompletedStep:
-    """Commits and failures of a step, and the blocks that an executor with private KV must copy out."""
-
-    commits: list[tuple[Sequence, Commit]]
-    failures: list[tuple[Sequence, PilotfishError]]
-    ended: list[Sequence]
-    stores: list[BlockCopy]
 
 
 @dataclasses.dataclass(slots=True)

@@ -5,7 +5,7 @@ The wire of Pilotfish: one bidirectional stream per generation; token ids only.
 
 A stream is ordered (HTTP/2, WebSocket), so what continues is implied: a draft run without branch and start goes on
 where the last one ended, a commit without position follows the last one. Receivers must reject a first run or
-commit that implies what was never said.
+commit that implies what was never said. A run or commit of one token may say token instead of tokens, never both.
 """
 
 import abc

@@ -1,0 +1,71 @@
+"""Settings of the embedded engine, and the counters it shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+from pilotfish_cloud.engine.loading import LoadedModel
+from pilotfish_core.scheduling import SchedulerConfig
+
+_GIB: Final = 2**30
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Settings of the embedded engine. Sizes in tokens unless named otherwise."""
+
+    max_model_len: int | None = None  # None: the model's context
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 512
+    max_draft_tokens: int = 32
+    max_draft_rows: int = 16
+    max_unacknowledged: int = 512
+    acknowledge_timeout_s: float = 120.0
+    block_size: int = 16
+    kv_cache_gib: float = 2.0  # of blocks; arenas of running sequences come on top (see kv_store)
+    num_blocks: int | None = None  # None: what kv_cache_gib holds
+    prefix_cache: bool = True
+    deterministic: bool = False
+    threads: int = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Totals since start, and what is held now. A snapshot; the worker goes on."""
+
+    steps: int
+    step_seconds: float
+    prefill_rows: int
+    decode_rows: int
+    draft_rows: int
+    committed_tokens: int
+    accepted_tokens: int
+    preemptions: int
+    failures: int
+    running: int
+    waiting: int
+    blocks_total: int
+    blocks_held: int
+    blocks_kept: int
+    cache_hit_tokens: int
+    cache_miss_tokens: dict[str, int]
+
+
+def scheduler_config(loaded: LoadedModel, config: EngineConfig, max_len: int) -> SchedulerConfig:
+    """Blocks within the memory granted, no more than could ever be used, enough for one sequence."""
+    shape, size = loaded.shape, config.block_size
+    bytes_per_block = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * loaded.dtype.itemsize * size
+    one = -(-max_len // size)
+    num_blocks = config.num_blocks or max(
+        min(int(config.kv_cache_gib * _GIB) // bytes_per_block, config.max_num_seqs * one * 2), one
+    )
+    return SchedulerConfig(
+        max_model_len=max_len,
+        num_blocks=num_blocks,
+        block_size=size,
+        max_num_seqs=config.max_num_seqs,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        max_draft_rows=min(config.max_draft_rows, config.max_draft_tokens),
+        prefix_cache=config.prefix_cache,
+    )

@@ -1,0 +1,1 @@
+"""The reference pair: the recipe that trains a small target and its draft model from scratch."""
