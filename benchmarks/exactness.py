@@ -62,7 +62,7 @@ def main() -> int:
     bench = make_bench(given.reference, WORK, prompts=given.prompts, tokens=given.tokens, seed=given.seed)
     report = Report(given.out, bench, sys.argv[1:])
     began = time.monotonic()
-    session = Session(bench, report, given.dtypes)
+    session = Session(bench, report, given.dtypes, caches=("warm",) if given.warm else FACTORS["cache"])
     asyncio.run(session.run(parts))
     report.finish(time.monotonic() - began)
     print(markdown(report.value))
@@ -79,6 +79,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=2024, help="of prompts, design and cuts")
     parser.add_argument("--reference", type=Path, default=ROOT / "reference", help="folder of target and draft")
     parser.add_argument("--dtypes", nargs="+", choices=FACTORS["dtype"], default=list(FACTORS["dtype"]))
+    parser.add_argument("--warm", action="store_true", help="no cells with verifiers just started: saves their starts")
     given = parser.parse_args()
     given.prompts = given.prompts or (12 if given.quick else 200)
     given.tokens = given.tokens or (32 if given.quick else 128)
@@ -105,11 +106,11 @@ def make_bench(reference: Path, work: Path, *, prompts: int, tokens: int, seed: 
 class Session:
     """Runs the parts, one pair of verifier processes at a time."""
 
-    def __init__(self, bench: Bench, report: Report, dtypes: Sequence[str], work: Path = WORK) -> None:
+    def __init__(self, bench: Bench, report: Report, dtypes: Sequence[str], *, caches: Sequence[str]) -> None:
         self._bench = bench
         self._report = report
         self._dtypes = dtypes
-        self._work = work
+        self._caches = caches
         self._settings = report.value["settings"]
 
     async def run(self, parts: Sequence[str]) -> None:
@@ -122,7 +123,7 @@ class Session:
             await self._normal()
 
     async def _deterministic(self) -> None:
-        factors = {**FACTORS, "dtype": tuple(self._dtypes)}
+        factors = {**FACTORS, "dtype": tuple(self._dtypes), "cache": tuple(self._caches)}
         cells = design(factors, self._bench.seed)
         missing = missing_pairs([dataclasses.asdict(cell) for cell in cells], factors)
         self._report.value["design"] = {
@@ -138,7 +139,8 @@ class Session:
 
     async def _normal(self) -> None:
         for dtype in self._dtypes:
-            await self._cells("normal", dtype, normal_cells([dtype], NORMAL_SAMPLINGS))
+            cells = normal_cells([dtype], NORMAL_SAMPLINGS)
+            await self._cells("normal", dtype, [cell for cell in cells if cell.cache in self._caches])
 
     async def _cells(self, part: str, dtype: str, cells: Sequence[Cell]) -> None:
         """Cells of one dtype and mode: the target alone first, then warm cells, then cold ones."""
@@ -188,7 +190,7 @@ class Session:
         if run is None or run.fingerprints != set(verifiers.fingerprints):
             label = f"alone {dtype} {mode} {sampling}"
             run = await run_alone(self._bench, verifiers, sampling, Meter(label, self._bench))
-            self._work.mkdir(parents=True, exist_ok=True)
+            WORK.mkdir(parents=True, exist_ok=True)
             value = {
                 "answers": [run.answers[prompt.index] for prompt in self._bench.prompts],
                 "fingerprints": sorted(run.fingerprints),
@@ -221,7 +223,7 @@ class Session:
         return run
 
     def _file_of(self, dtype: str, deterministic: bool, sampling: str) -> Path:
-        return self._work / f"alone-{self._identity(f'{dtype} {deterministic} {sampling}')}.json"
+        return WORK / f"alone-{self._identity(f'{dtype} {deterministic} {sampling}')}.json"
 
     def _identity(self, key: str) -> str:
         text = json.dumps([key, self._settings], sort_keys=True)

@@ -97,22 +97,23 @@ def design(factors: Mapping[str, Sequence[Any]], seed: int) -> list[Cell]:
 
 def normal_cells(dtypes: Sequence[str], samplings: Sequence[str]) -> list[Cell]:
     """Normal mode: what batches of eight and drafts do to the text there."""
-    drafts = (("none", 8, 8), ("onnx int8", 8, 8), ("oracle", 8, 8), ("onnx int8", 8, 1))
-    return [
+    drafts = (("none", 8, "warm"), ("oracle", 8, "warm"), ("onnx int8", 1, "warm"), ("onnx int8", 8, "cold"))
+    cells = [
         Cell(
             draft=draft,
-            window=window,
+            window=8,
             sampling=sampling,
             batch=batch,
             resume=False,
             dtype=dtype,
-            cache="cold",
+            cache=cache,
             deterministic=False,
         )
         for dtype in dtypes
         for sampling in samplings
-        for draft, window, batch in drafts
+        for draft, batch, cache in drafts
     ]
+    return sorted(cells, key=lambda cell: (cell.dtype != "float32", cell.cache == "cold"))
 
 
 def _greedy(factors: Mapping[str, Sequence[Any]], rng: random.Random) -> list[dict[str, Any]]:

@@ -76,9 +76,7 @@ class StopTextFilter:
     the end tokens it can leave them out: they are special tokens, which have no text.
     """
 
-    def __init__(
-        self, params: SamplingParams, tokenizer: Tokenizer, *, eos_token_ids: Iterable[int] = ()
-    ) -> None:
+    def __init__(self, params: SamplingParams, tokenizer: Tokenizer, *, eos_token_ids: Iterable[int] = ()) -> None:
         self._rule = _EndRule(params, eos_token_ids)
         self._decoder = IncrementalDecoder(tokenizer, continues=True)
         self._matcher = _StopMatcher(params.stop)
@@ -123,9 +121,7 @@ class _EndRule:
     def __init__(self, params: SamplingParams, eos_token_ids: Iterable[int]) -> None:
         self.tokens = 0
         self._min_tokens = params.min_tokens
-        self._ends = frozenset(params.stop_token_ids) | (
-            frozenset() if params.ignore_eos else frozenset(eos_token_ids)
-        )
+        self._ends = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else frozenset(eos_token_ids))
 
     def count(self) -> bool:
         """One more token; whether the answer may end with it."""

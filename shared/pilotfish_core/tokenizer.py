@@ -38,9 +38,7 @@ class Tokenizer:
     tokenizer_config.json beside the tokenizer; empty for one that came as bytes.
     """
 
-    def __init__(
-        self, json_bytes: bytes, *, eos_token_ids: Iterable[int] = (), source: str = "tokenizer"
-    ) -> None:
+    def __init__(self, json_bytes: bytes, *, eos_token_ids: Iterable[int] = (), source: str = "tokenizer") -> None:
         """Raises ModelLoadError, naming ``source``, when the bytes are no usable tokenizer.json."""
         try:
             inner = tokenizers.Tokenizer.from_buffer(json_bytes)

@@ -75,9 +75,7 @@ def running(engine: EmbeddedEngine) -> Iterator[Ear]:
     assert engine.scheduler.blocks.num_held == 0
 
 
-def drafting(
-    engine: EmbeddedEngine, ear: Ear, key: str, prompt_len: int, source: Sequence[int], length: int
-) -> None:
+def drafting(engine: EmbeddedEngine, ear: Ear, key: str, prompt_len: int, source: Sequence[int], length: int) -> None:
     """After each commit of ``key``, draft the next ``length`` tokens of ``source``."""
     branch = 0
 

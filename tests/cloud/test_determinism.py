@@ -84,9 +84,7 @@ def compare(folder: Path, dtype: str, *, max_tokens: int) -> None:
     engine = engine_of(folder, dtype)
     recorder = Recorder(engine)
     chance = random.Random(1)
-    prompts = [
-        [chance.randrange(250) for _ in range(length)] for length in (5, 37, 300, 498, 505, 20, 1, 700)
-    ]
+    prompts = [[chance.randrange(250) for _ in range(length)] for length in (5, 37, 300, 498, 505, 20, 1, 700)]
     params: dict[str, Any] = {"max_tokens": max_tokens, "temperature": 0.8, "seed": 3}
     with running(engine) as ear:
         alone = {}
@@ -141,9 +139,7 @@ def test_without_it_bits_do_differ(folder: Path) -> None:
     assert determinism.self_check(engine.runner) > 0
 
 
-def test_a_rule_that_does_not_hold_is_replaced_by_a_stricter_one(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rule_that_does_not_hold_is_replaced_by_a_stricter_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(determinism, "attention_rule", lambda runner: AttentionRule())
     engine = engine_of(folder, "float32")
     assert engine.runner.rule.min_query == engine.runner.rule.max_query

@@ -11,6 +11,12 @@ from hypothesis import strategies as st
 from pilotfish_core.scheduling import BlockManager, IntegrityError
 
 
+def taken(blocks: BlockManager, count: int) -> list[int]:
+    found = blocks.allocate(count)
+    assert found is not None
+    return found
+
+
 def test_blocks_for_rounds_up() -> None:
     blocks = BlockManager(4, 16)
     assert [blocks.blocks_for(tokens) for tokens in (0, 1, 16, 17)] == [0, 1, 1, 2]
@@ -28,7 +34,7 @@ def test_allocation_is_all_or_nothing() -> None:
 def test_plain_blocks_are_handed_out_before_kept_ones_and_kept_ones_oldest_first() -> None:
     reused: list[int] = []
     blocks = BlockManager(4, 16, on_reuse=reused.append)
-    first, second, third, fourth = blocks.allocate(4) or ()
+    first, second, third, fourth = taken(blocks, 4)
     for block in (third, first, fourth):
         blocks.release(block, keep=True)
     blocks.release(second, keep=False)
@@ -41,7 +47,7 @@ def test_plain_blocks_are_handed_out_before_kept_ones_and_kept_ones_oldest_first
 
 def test_a_shared_block_stays_until_its_last_holder_leaves() -> None:
     blocks = BlockManager(1, 16)
-    (block,) = blocks.allocate(1) or ()
+    (block,) = taken(blocks, 1)
     blocks.share(block)
     blocks.release(block, keep=True)
     assert (blocks.references(block), blocks.num_free) == (1, 0)
