@@ -13,8 +13,8 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1'
 	@# torch first: its pinned build for the CPU; anything looser pulls gigabytes of CUDA packages
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all]' --group dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[all]' --group dev
 	touch $@
 
 demo: $(STAMP)
@@ -36,7 +36,7 @@ types: $(STAMP)
 # The stubs are committed. They are made by an old generator on purpose: what it writes imports on protobuf 5.29 to 7.
 $(PROTOENV)/bin/python:
 	$(PYTHON) -m venv $(PROTOENV)
-	$@ -m pip install --quiet --disable-pip-version-check grpcio-tools==1.70.0 mypy-protobuf==3.6.0 'protobuf<6' 'setuptools<81'
+	$@ -m pip install --quiet --disable-pip-version-check --no-compile grpcio-tools==1.70.0 mypy-protobuf==3.6.0 'protobuf<6' 'setuptools<81'
 
 proto: $(PROTOENV)/bin/python
 	PATH="$(CURDIR)/$(PROTOENV)/bin:$$PATH" $(PROTOENV)/bin/python -m grpc_tools.protoc -I protos --python_out=$(or $(OUT),shared) \
