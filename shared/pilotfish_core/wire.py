@@ -168,7 +168,9 @@ class CloudFrameWriter:
 
     def commit(self, commit: Commit) -> pb.CloudFrame:
         """A commit; the position is left out when it follows the last one."""
-        frame = pb.CloudFrame(accepted=commit.accepted)
+        frame = pb.CloudFrame()
+        if commit.accepted != max(len(commit.tokens) - 1, 0):
+            frame.accepted = commit.accepted
         if len(commit.tokens) == 1:
             frame.token = commit.tokens[0]
         else:
@@ -233,14 +235,15 @@ class CloudFrameReader:
             self._end = frame.position
         elif self._end < 0:
             raise ProtocolViolation("the first commit must name its position")
-        if frame.accepted > len(tokens):
-            raise ProtocolViolation(f"{frame.accepted} of {len(tokens)} tokens accepted")
+        accepted = frame.accepted if frame.HasField("accepted") else max(len(tokens) - 1, 0)
+        if accepted > len(tokens):
+            raise ProtocolViolation(f"{accepted} of {len(tokens)} tokens accepted")
         if frame.logprobs and len(frame.logprobs) != len(tokens):
             raise ProtocolViolation(f"{len(frame.logprobs)} logprobs for {len(tokens)} tokens")
         commit = Commit(
             position=self._end,
             tokens=tokens,
-            accepted=frame.accepted,
+            accepted=accepted,
             origin=_ORIGINS_BACK.get(frame.origin, Origin.CLOUD),
             finish=_finish_from_wire(frame.finish) if frame.HasField("finish") else None,
             logprobs=tuple(

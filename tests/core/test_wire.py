@@ -161,6 +161,23 @@ def test_the_long_forms_are_read_too() -> None:
     assert device.read(pb.DeviceFrame(token=0, advance=1)) == [Acknowledged(5), DraftRun(3, 5, (0,))]
     cloud.read(CloudFrameWriter().opened(OPENED))
     assert cloud.read(pb.CloudFrame(tokens=[5], position=3)) == [Commit(3, (5,), 0, Origin.RECOVERED)]
+    assert cloud.read(pb.CloudFrame(tokens=[5, 6], accepted=1)) == [Commit(4, (5, 6), 1, Origin.RECOVERED)]
+
+
+def test_a_commit_says_how_many_were_drafted_only_when_it_is_not_all_but_the_last() -> None:
+    writer, reader = CloudFrameWriter(), CloudFrameReader()
+    reader.read(writer.opened(OPENED))
+    for commit, said in [
+        (Commit(3, (5, 6, 7), 2, Origin.BONUS), False),
+        (Commit(6, (5,), 0, Origin.CLOUD), False),
+        (Commit(7, (5, 6), 2, Origin.RECOVERED, Finish(FinishReason.STOP, 6)), True),
+        (Commit(9, (5,), 1, Origin.RECOVERED, Finish(FinishReason.LENGTH)), True),
+        (Commit(10, (5, 6), 0, Origin.CLOUD), True),
+        (Commit(12, (), 0, Origin.RECOVERED, Finish(FinishReason.LENGTH)), False),
+    ]:
+        frame = writer.commit(commit)
+        assert frame.HasField("accepted") is said
+        assert reader.read(pb.CloudFrame.FromString(frame.SerializeToString())) == [commit]
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ class CloudFrame(google.protobuf.message.Message):
     position: builtins.int
     """Of the first token; left out when it follows the last commit."""
     accepted: builtins.int
-    """How many of the tokens were drafted."""
+    """How many of the tokens were drafted. Left out when all but the last were: a step's usual commit."""
     origin: global___Origin.ValueType
     """Of the token after the accepted ones."""
     token: builtins.int
@@ -184,7 +184,7 @@ class CloudFrame(google.protobuf.message.Message):
         *,
         tokens: collections.abc.Iterable[builtins.int] | None = ...,
         position: builtins.int | None = ...,
-        accepted: builtins.int = ...,
+        accepted: builtins.int | None = ...,
         origin: global___Origin.ValueType = ...,
         finish: global___Finish | None = ...,
         logprobs: collections.abc.Iterable[global___TokenLogprobs] | None = ...,
@@ -195,8 +195,10 @@ class CloudFrame(google.protobuf.message.Message):
         pong: global___Pong | None = ...,
         padding: builtins.bytes = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_position", b"_position", "_token", b"_token", "advice", b"advice", "control", b"control", "finish", b"finish", "opened", b"opened", "pong", b"pong", "position", b"position", "prefix_unknown", b"prefix_unknown", "token", b"token"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_position", b"_position", "_token", b"_token", "accepted", b"accepted", "advice", b"advice", "control", b"control", "finish", b"finish", "logprobs", b"logprobs", "opened", b"opened", "origin", b"origin", "padding", b"padding", "pong", b"pong", "position", b"position", "prefix_unknown", b"prefix_unknown", "token", b"token", "tokens", b"tokens"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_accepted", b"_accepted", "_position", b"_position", "_token", b"_token", "accepted", b"accepted", "advice", b"advice", "control", b"control", "finish", b"finish", "opened", b"opened", "pong", b"pong", "position", b"position", "prefix_unknown", b"prefix_unknown", "token", b"token"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_accepted", b"_accepted", "_position", b"_position", "_token", b"_token", "accepted", b"accepted", "advice", b"advice", "control", b"control", "finish", b"finish", "logprobs", b"logprobs", "opened", b"opened", "origin", b"origin", "padding", b"padding", "pong", b"pong", "position", b"position", "prefix_unknown", b"prefix_unknown", "token", b"token", "tokens", b"tokens"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_accepted", b"_accepted"]) -> typing.Literal["accepted"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_position", b"_position"]) -> typing.Literal["position"] | None: ...
     @typing.overload
