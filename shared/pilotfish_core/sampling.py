@@ -23,7 +23,7 @@ without sorting the vocabulary or making its noise: see ``pilotfish_core.race``.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import numpy as np
@@ -31,7 +31,7 @@ import numpy as np
 from pilotfish_core.errors import NumericalFailure
 from pilotfish_core.noise import Floats, Ids
 from pilotfish_core.parameters import SamplingParams
-from pilotfish_core.race import ROUNDING, SMALL, Logits, Race, largest, scaled_logits
+from pilotfish_core.race import ROUNDING, SMALL, Logits, Race, largest, level_of, scaled_logits
 from pilotfish_core.token_history import TokenHistory
 
 __all__ = [
@@ -137,7 +137,7 @@ def token_logprobs(
     shifted = row.astype(np.float64) - top
     log_total = math.log(float(np.exp(shifted).sum()))
     ids = largest(row, min(best, row.size)) if best else np.empty(0, dtype=np.int64)
-    ids = ids[np.argsort(-shifted[ids], kind="stable")]
+    ids = ids[np.argsort(-row[ids].astype(np.float64), kind="stable")]  # shifted ones may have become equal
     return (
         [float(shifted[token]) - log_total for token in tokens],
         [(int(token), float(shifted[token]) - log_total) for token in ids if row[token] > -np.inf],
@@ -164,15 +164,13 @@ def bias_by_id(params: SamplingParams, vocab_size: int) -> dict[int, float]:
 def _nucleus_candidates(race: Race, ids: Ids | None, values: Logits, params: SamplingParams, count: int) -> list[int]:
     """Candidates under top_p, mostly without sorting: score a superset of the nucleus, then test its best."""
     if values.size > SMALL:
-        weight = _Mass(race)
-        target = params.top_p * (1.0 - SLACK) * weight.total(values)
-        part = _likely_nucleus(values, race, params.top_p)
-        weights = weight.each(values[part])
-        if float(weights.sum()) < target * (1.0 + SLACK):
-            part, weights = np.flatnonzero(values > -np.inf), np.empty(0)
+        mass = _Mass(race, values, params.top_p)
+        for part in _likely_nuclei(values, race, params.top_p):
+            weights = mass.each(values[part])
+            if float(weights.sum()) >= mass.above * (1.0 + SLACK):
+                break
         values = values[part]
         ids = part if ids is None else ids[part]
-        weights = weights if weights.size else weight.each(values)
         wanted = count + _SPARE
         found = race.best(ids, values, wanted)
         places = np.searchsorted(ids, found)
@@ -180,14 +178,14 @@ def _nucleus_candidates(race: Race, ids: Ids | None, values: Logits, params: Sam
         for token, place in zip(found.tolist(), places.tolist(), strict=True):
             before = values > values[place]
             before[:place] |= values[:place] == values[place]
-            if float(weights[before].sum()) < target:
+            if mass.lies_above(float(weights[before].sum())):
                 kept.append(token)
                 if len(kept) == count:
                     return kept
         if found.size < wanted:
             return kept
         order = np.argsort(-values.astype(np.float64), kind="stable")
-        reached = int(np.searchsorted(np.cumsum(weights[order]), target)) + 1
+        reached = int(np.searchsorted(np.cumsum(weights[order]), mass.exact())) + 1
         order = np.sort(order[:reached])
         return _as_list(race.best(ids[order], values[order], count))
     order = np.argsort(-values.astype(np.float64), kind="stable")
@@ -201,27 +199,61 @@ def _as_list(tokens: Ids) -> list[int]:
 
 
 class _Mass:
-    """Softmax numerators of adjusted logits, in pieces that stay in the cache."""
+    """The mass that a nucleus has to reach, out of softmax numerators of adjusted logits.
 
-    PIECE: Final = 8192
+    Exponentials of a whole vocabulary cost more in float64 than all else, so the total is first taken in float32: an
+    exponent above -30 is off by at most 30 x 2^-23, what lies below weighs nothing. Only what falls between ``below``
+    and ``above`` needs the exact one.
+    """
 
-    def __init__(self, race: Race) -> None:
-        self._race = race
+    PIECE: Final = 16_384  # values, whose exponentials stay in the cache
+    ERROR: Final = 2e-5  # relative; 30 x 2^-23 is 4e-6
+
+    def __init__(self, race: Race, values: Logits, top_p: float) -> None:
+        self._race, self._values = race, values
+        self._share = top_p * (1.0 - SLACK)
+        with np.errstate(over="ignore", under="ignore"):
+            near = self._share * math.fsum(self._quickly(piece) for piece in self._pieces())
+        self.below, self.above = near * (1.0 - self.ERROR), near * (1.0 + self.ERROR)
 
     def each(self, values: Logits) -> Floats:
+        """The numerators, float64."""
         return np.exp(self._race.scaled(values))
 
-    def total(self, values: Logits) -> float:
-        return math.fsum(float(self.each(values[i : i + self.PIECE]).sum()) for i in range(0, values.size, self.PIECE))
+    def exact(self) -> float:
+        """The mass to reach."""
+        total = math.fsum(float(self.each(piece).sum()) for piece in self._pieces())
+        self.below = self.above = self._share * total
+        return self.above
+
+    def lies_above(self, mass: float) -> bool:
+        """Whether ``mass`` does not reach it."""
+        if self.below <= mass < self.above:
+            return mass < self.exact()
+        return mass < self.below
+
+    def _pieces(self) -> Iterator[Logits]:
+        return (self._values[i : i + self.PIECE] for i in range(0, self._values.size, self.PIECE))
+
+    def _quickly(self, piece: Logits) -> float:
+        scaled = np.empty(piece.size, dtype=np.float32)
+        np.subtract(piece, self._race.top, out=scaled, casting="same_kind")
+        np.divide(scaled, self._race.temperature, out=scaled)
+        np.exp(scaled, out=scaled)
+        return float(scaled.sum(dtype=np.float64))
 
 
-def _likely_nucleus(values: Logits, race: Race, top_p: float) -> Ids:
-    """Indices of all values above a level that a sample of them suggests: probably a superset of the nucleus."""
+def _likely_nuclei(values: Logits, race: Race, top_p: float) -> Iterator[Ids]:
+    """Ever larger sets of indices, by value: a few, what a sample of the values suggests, all. The first that has
+    the mass is a superset of the nucleus.
+    """
+    yield np.flatnonzero(values >= level_of(values, SMALL // 4))
     sample = np.sort(values[:: max(1, values.size // 2048)])[::-1]
     mass = np.cumsum(np.exp(race.scaled(sample)))
     share = top_p + 0.3 * (1.0 - top_p)
     place = min(sample.size - 1, int(np.searchsorted(mass, share * mass[-1])) + 16)
-    return np.flatnonzero(values >= max(sample[place], np.finfo(values.dtype).min))
+    yield np.flatnonzero(values >= max(sample[place], np.finfo(values.dtype).min))
+    yield np.flatnonzero(values > -np.inf)
 
 
 def _checked(logits: Logits, vocab_size: int | None) -> tuple[Logits, float]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -155,6 +155,19 @@ def test_ties_go_to_the_lowest_ids() -> None:
     assert coupled_candidates(logits, greedy, 0, 4) == [1, 2, 3, 0]
 
 
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.75])
+def test_a_nucleus_that_ends_where_a_quick_sum_cannot_tell(share: float) -> None:
+    """Equal masses: whether the token after the nucleus belongs to it is a question of the last bits."""
+    logits = np.zeros(4096, dtype=np.float32)
+    params = SamplingParams(top_p=share)
+    inside = int(4096 * share)
+    assert kept(logits, params) == list(range(inside))
+    for position in range(40):
+        expected = by_definition(logits, params, position, 5)
+        assert coupled_candidates(logits, params, position, 5) == expected
+        assert max(expected) < inside
+
+
 def test_temperature_comes_before_min_p_and_after_penalties() -> None:
     logits = np.array([2.0, 0.0])
     assert kept(logits, SamplingParams(min_p=0.2)) == [0]
@@ -230,6 +243,7 @@ def test_inputs_are_left_alone() -> None:
     hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(-30, 30, width=32)),
     st.integers(0, 6),
 )
+@example(np.array([0, 29, 1e-30], dtype=np.float32), 3)  # equal once the largest is subtracted
 def test_logprobs_are_log_softmax_of_the_raw_logits(logits: Any, best: int) -> None:
     exact = logits.astype(np.float64) - np.logaddexp.reduce(logits.astype(np.float64))
     chosen, top = token_logprobs(logits, [0, logits.size - 1], best)

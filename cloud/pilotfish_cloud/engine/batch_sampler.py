@@ -250,18 +250,18 @@ def _logprobs(logits: Tensor, rows: Sequence[BatchRow], tokens: Tensor, bad: Ten
     chosen = [i for i, row in enumerate(rows) if row.params.logprobs is not None and not bool(bad[i])]
     if not chosen:
         return {}
-    shifted = logits[chosen].to(torch.float64)
-    shifted = shifted - shifted.amax(dim=1, keepdim=True)
-    total = row_sums(shifted.exp()).log()[:, None]
-    own = (shifted.gather(1, tokens[chosen][:, None]) - total)[:, 0].tolist()
+    left = logits[chosen].to(torch.float64)
+    top = left.amax(dim=1, keepdim=True)
+    total = row_sums((left - top).exp()).log()[:, None]
+    own = (left.gather(1, tokens[chosen][:, None]) - top - total)[:, 0].tolist()
     count = min(logits.shape[1], max(rows[i].params.logprobs or 0 for i in chosen))
     found = []
     for _ in range(count):  # at most 20; each pass takes the best, of equals the lowest id
-        best = shifted.amax(dim=1, keepdim=True)
+        best = left.amax(dim=1, keepdim=True)
         ids = torch.arange(logits.shape[1], device=logits.device)
-        place = torch.where(shifted == best, ids, logits.shape[1]).amin(dim=1, keepdim=True)
-        found.append(torch.cat([place.to(torch.float64), best - total], dim=1))
-        shifted = shifted.scatter(1, place, -math.inf)
+        place = torch.where(left == best, ids, logits.shape[1]).amin(dim=1, keepdim=True)
+        found.append(torch.cat([place.to(torch.float64), best - top - total], dim=1))
+        left = left.scatter(1, place, -math.inf)
     best_lists = torch.stack(found, dim=1).tolist() if found else [[] for _ in chosen]
     return {
         i: TokenLogprobs(
