@@ -1,6 +1,6 @@
 """What deterministic mode changes and what it costs, on this machine.
 
-    python -m benchmarks.determinism MODEL [--dtype bfloat16] [--threads 1] [--context 300] [--json]
+    python -m benchmarks.determinism MODEL... [--dtype bfloat16] [--threads 1] [--context 300] [--json OUT]
 
 ``differing`` counts, of the last 8 positions, those whose logits change with the chunking, the batch or rejected drafts
 (five ways to compute them, see ``pilotfish_cloud.engine.determinism.self_check``). Times are milliseconds of one step:
@@ -13,6 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,25 +34,32 @@ CELLS = {"1 row": [1], "2 rows": [2], "4 rows": [4], "8 rows": [8], "16 rows": [
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path)
+    parser.add_argument("model", type=Path, nargs="+")
     parser.add_argument("--dtype", choices=sorted(DTYPES), action="append", help="default: both")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--context", type=int, default=300, help="tokens before the step")
     parser.add_argument("--repeat", type=int, default=15)
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    results = [measure(arguments, dtype) for dtype in arguments.dtype or sorted(DTYPES)]
+    results = []
+    for model in arguments.model:
+        for dtype in arguments.dtype or sorted(DTYPES):
+            results.append(measure(arguments, model, dtype))
+            show(results[-1])
     if arguments.json:
-        print(json.dumps({"machine": machine_facts(torch.device("cpu")), "results": results}))
-    else:
-        for result in results:
-            show(result)
+        report = {
+            "command": shlex.join(["python", "-m", "benchmarks.determinism", *sys.argv[1:]]),
+            "machine": machine_facts(torch.device("cpu")),
+            "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+            "results": results,
+        }
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def measure(arguments: argparse.Namespace, dtype: str) -> dict[str, object]:
-    """All figures of one dtype."""
-    loaded = load_model(arguments.model, dtype=dtype)
+def measure(arguments: argparse.Namespace, model: Path, dtype: str) -> dict[str, object]:
+    """All figures of one model in one dtype."""
+    loaded = load_model(model, dtype=dtype)
     max_len = min(loaded.shape.max_position, 1536)
     runner = ModelRunner(loaded, num_slots=8, num_blocks=1, block_size=16, max_len=max_len)
     began = time.perf_counter()
@@ -60,14 +70,14 @@ def measure(arguments: argparse.Namespace, dtype: str) -> dict[str, object]:
     for name, each in rules.items():
         each.apply(runner)
         differing[name] = self_check(runner, length=max_len - 5, rows=700)
-    bare = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=DTYPES[dtype], attn_implementation="sdpa").eval()
+    bare = AutoModelForCausalLM.from_pretrained(model, dtype=DTYPES[dtype], attn_implementation="sdpa").eval()
     clock = time.thread_time if arguments.threads == 1 else time.perf_counter
     cells = {
         name: time_cell(clock, runner, rules, bare, rows, arguments.context, arguments.repeat)
         for name, rows in {**CELLS, "prefill 256": [256]}.items()
     }
     return {
-        "model": str(arguments.model),
+        "model": str(model),
         "dtype": dtype,
         "threads": arguments.threads,
         "context": arguments.context,

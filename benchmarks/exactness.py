@@ -62,7 +62,8 @@ def main() -> int:
     bench = make_bench(given.reference, WORK, prompts=given.prompts, tokens=given.tokens, seed=given.seed)
     report = Report(given.out, bench, sys.argv[1:])
     began = time.monotonic()
-    session = Session(bench, report, given.dtypes, caches=("warm",) if given.warm else FACTORS["cache"])
+    caches = ("warm",) if given.warm else FACTORS["cache"]
+    session = Session(bench, report, given.dtypes, caches=caches, drafts=given.drafts)
     asyncio.run(session.run(parts))
     report.finish(time.monotonic() - began)
     print(markdown(report.value))
@@ -79,6 +80,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=2024, help="of prompts, design and cuts")
     parser.add_argument("--reference", type=Path, default=ROOT / "reference", help="folder of target and draft")
     parser.add_argument("--dtypes", nargs="+", choices=FACTORS["dtype"], default=list(FACTORS["dtype"]))
+    parser.add_argument(
+        "--drafts", nargs="+", choices=FACTORS["draft"], help="cells of these drafters now, others later"
+    )
     parser.add_argument("--warm", action="store_true", help="no cells with verifiers just started: saves their starts")
     given = parser.parse_args()
     given.prompts = given.prompts or (12 if given.quick else 200)
@@ -106,11 +110,20 @@ def make_bench(reference: Path, work: Path, *, prompts: int, tokens: int, seed: 
 class Session:
     """Runs the parts, one pair of verifier processes at a time."""
 
-    def __init__(self, bench: Bench, report: Report, dtypes: Sequence[str], *, caches: Sequence[str]) -> None:
+    def __init__(
+        self,
+        bench: Bench,
+        report: Report,
+        dtypes: Sequence[str],
+        *,
+        caches: Sequence[str],
+        drafts: Sequence[str] | None = None,
+    ) -> None:
         self._bench = bench
         self._report = report
         self._dtypes = dtypes
         self._caches = caches
+        self._drafts = drafts
         self._settings = report.value["settings"]
 
     async def run(self, parts: Sequence[str]) -> None:
@@ -144,7 +157,8 @@ class Session:
 
     async def _cells(self, part: str, dtype: str, cells: Sequence[Cell]) -> None:
         """Cells of one dtype and mode: the target alone first, then warm cells, then cold ones."""
-        todo = [cell for cell in cells if not self._report.has(self._identity(cell.key))]
+        wanted = [cell for cell in cells if self._drafts is None or cell.draft in self._drafts]
+        todo = [cell for cell in wanted if not self._report.has(self._identity(cell.key, cell.draft))]
         if not todo:
             return
         bench, deterministic = self._bench, cells[0].deterministic
@@ -161,7 +175,7 @@ class Session:
                 label = f"{part} {dtype} {index + 1}/{len(todo)}"
                 expected = alone[cell.sampling]
                 run = await run_cell(bench, verifiers, cell, expected.answers, Meter(label, bench))
-                record = self._identified(cell.key) | record_of(bench, verifiers, cell, run, expected)
+                record = self._identified(cell.key, cell.draft) | record_of(bench, verifiers, cell, run, expected)
                 self._report.add(part, record)
                 say(
                     f"{label}: {cell.key}: {record['differing_tokens']} of {record['tokens']} tokens differ, "
@@ -225,13 +239,19 @@ class Session:
     def _file_of(self, dtype: str, deterministic: bool, sampling: str) -> Path:
         return WORK / f"alone-{self._identity(f'{dtype} {deterministic} {sampling}')}.json"
 
-    def _identity(self, key: str) -> str:
-        text = json.dumps([key, self._settings], sort_keys=True)
+    def _identity(self, key: str, drafter: str = "") -> str:
+        text = json.dumps([key, self._settings, self._bench.draft_model(drafter)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def _identified(self, key: str) -> dict[str, Any]:
+    def _identified(self, key: str, drafter: str = "") -> dict[str, Any]:
         """``code`` is what ran, should someone have edited it since the beginning."""
-        return {"id": self._identity(key), "name": key, "code": code_digest(), "load": load()}
+        return {
+            "id": self._identity(key, drafter),
+            "name": key,
+            "draft_model": self._bench.draft_model(drafter),
+            "code": code_digest(),
+            "load": load(),
+        }
 
 
 def record_of(bench: Bench, verifiers: Verifiers, cell: Cell, run: Run, expected: Run) -> dict[str, Any]:

@@ -33,6 +33,7 @@ class Report:
             "command": shlex.join(["python", "-m", "benchmarks.exactness", *arguments]),
             "machine": machine(),
             "settings": settings_of(bench),
+            "draft": bench.draft.name,
             "design": {},
             "alone": [],
             **{part: [] for part in PARTS},
@@ -48,7 +49,8 @@ class Report:
         self.value["design"] = earlier["design"]
         for part in ("alone", *PARTS):
             for record in earlier[part]:
-                if record["code"] == self.value["settings"]["code"]:
+                same_draft = record.get("draft_model") in (None, self.value["draft"])
+                if record["code"] == self.value["settings"]["code"] and same_draft:
                     self.add(part, record)
 
     def has(self, identity: str) -> bool:
@@ -82,7 +84,6 @@ def settings_of(bench: Bench) -> dict[str, Any]:
     """What a result depends on."""
     return {
         "target": digest_of(bench.target),
-        "draft": bench.draft.name,
         "prompts": len(bench.prompts),
         "tokens": bench.tokens,
         "seed": bench.seed,

@@ -179,6 +179,10 @@ class Bench:
             return OracleDrafter(whole, vocab_size=self.tokenizer.vocab_size, accuracy=ORACLES[name], seed=self.seed)
         return None if name == "none" else name
 
+    def draft_model(self, drafter: str) -> str | None:
+        """The exported model behind a drafter, if there is one."""
+        return self.draft.name if drafter.startswith("onnx") else None
+
     def digest(self) -> str:
         """Names the questions: prompts, seeds and length of the answers."""
         text = repr([(prompt.tokens, prompt.seed) for prompt in self.prompts]) + f" {self.tokens}"

@@ -17,7 +17,7 @@ def markdown(report: dict[str, Any]) -> str:
         + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in report["machine"].items())
         + "  ",
         f"Each cell: {settings['prompts']} held-out prompts x {settings['tokens']} tokens, seed {settings['seed']}, "
-        f"target {settings['target']}, {settings['draft']}, code {settings['code']}",
+        f"target {settings['target']}, {report['draft']}, code {settings['code']}",
     ]
     if report["alone"]:
         lines += ["", "## The target alone, one at a time in each of two processes", "", *_alone(report["alone"])]
