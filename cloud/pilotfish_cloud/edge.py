@@ -13,6 +13,7 @@ log = logging.getLogger("pilotfish_cloud")
 
 KIND_METADATA: Final = "pilotfish-error"
 RETRY_METADATA: Final = "pilotfish-retry-after-ms"
+MAX_MESSAGE: Final = 600  # characters; a status travels in headers, percent-encoded, and peers limit those to 8 KiB
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> NoReturn:
@@ -29,5 +30,6 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -
     metadata = [(KIND_METADATA, error.kind)]
     if error.retry_after_s is not None:
         metadata.append((RETRY_METADATA, str(int(error.retry_after_s * 1000))))
-    await context.abort(grpc.StatusCode[status], error.message, tuple(metadata))
+    message = error.message if len(error.message) <= MAX_MESSAGE else f"{error.message[:MAX_MESSAGE]}..."
+    await context.abort(grpc.StatusCode[status], message, tuple(metadata))
     raise AssertionError("context.abort always raises")

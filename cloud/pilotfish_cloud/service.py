@@ -23,6 +23,7 @@ from pilotfish_cloud.engine.interface import (
 from pilotfish_core.drafts import DraftRun
 from pilotfish_core.errors import (
     Cancelled,
+    DeadlineExceeded,
     FingerprintMismatch,
     PilotfishError,
     ProtocolViolation,
@@ -34,22 +35,28 @@ from pilotfish_core.messages import PROTOCOL_VERSION, Acknowledged, Open, Opened
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
 from pilotfish_core.tokenizer import Tokenizer
-from pilotfish_core.wire import CloudFrameWriter, DeviceFrameReader
+from pilotfish_core.wire import CloudFrameWriter, DeviceFrameReader, DeviceMessage
 
 log = logging.getLogger("pilotfish_cloud")
 
 TOKENIZER_CHUNK_BYTES: Final = 64 * 1024
+OPEN_TIMEOUT_S: Final = 20.0  # from the call's beginning to its open
+MAX_PINGS: Final = 4  # waiting for their pongs; more of them say nothing new
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclasses.dataclass(slots=True)
 class _Stream:
-    """One call in progress. ``outbox`` holds engine events and pings in order; the call's handler writes them."""
+    """One call in progress. ``outbox`` holds engine events and pings in order; the call's handler writes them.
+
+    Commits in it are bounded by what a device may leave unacknowledged, pings by MAX_PINGS.
+    """
 
     key: str
     attempt: int
     outbox: asyncio.Queue[EngineEvent | Ping | PilotfishError]
+    pings: int = 0
 
 
 class VerifierService(pb_grpc.VerifierServicer):
@@ -113,21 +120,34 @@ class VerifierService(pb_grpc.VerifierServicer):
         """One generation."""
         try:
             await self._generate(request_iterator, context)
-        except PilotfishError as error:
+        except grpc.aio.BaseError:
+            raise  # the call is over
+        except Exception as error:
             await abort(context, error)
 
     async def _generate(self, frames: AsyncIterator[pb.DeviceFrame], context: Context) -> None:
         if self._draining:
             raise Unavailable("this replica is shutting down", retry_after_s=0.0)
-        reader, writer = DeviceFrameReader(), CloudFrameWriter()
-        opening = await self._first(frames, reader)
-        other_fingerprint = self._check(opening)
-        stream = self._admit(opening)
+        opened: asyncio.Future[Open] = self._loop.create_future()
+        admitted: asyncio.Future[_Stream] = self._loop.create_future()
         # One reader for the call's whole life, which ends with the call by itself: a read that is cancelled or timed
         # out in flight leaks in grpc.aio (grpc#43360).
-        reading = asyncio.create_task(self._read(frames, reader, stream))
+        reading = asyncio.create_task(self._read(frames, opened, admitted))
         self._readers.add(reading)
         reading.add_done_callback(self._readers.discard)
+        try:
+            await asyncio.wait([opened], timeout=OPEN_TIMEOUT_S)
+            if not opened.done():
+                raise DeadlineExceeded(f"no open within {OPEN_TIMEOUT_S:.0f} s")
+            opening = opened.result()
+            other_fingerprint = self._check(opening)
+            stream = self._admit(opening)
+        except BaseException:
+            opened.cancel()
+            admitted.cancel()
+            raise
+        admitted.set_result(stream)
+        writer = CloudFrameWriter()
         try:
             self._engine.open(
                 OpenRequest(key=stream.key, prompt=opening.prompt, params=opening.params, output=opening.output)
@@ -136,13 +156,6 @@ class VerifierService(pb_grpc.VerifierServicer):
         finally:
             self._engine.abort(stream.key)
             self._release(opening, stream)
-
-    async def _first(self, frames: AsyncIterator[pb.DeviceFrame], reader: DeviceFrameReader) -> Open:
-        async for frame in frames:
-            opening = reader.read(frame)[0]
-            if isinstance(opening, Open):
-                return opening
-        raise ProtocolViolation("the stream ended before open")
 
     def _check(self, opening: Open) -> bool:
         """Whether model, tokenizer and fingerprint fit. Returns whether the fingerprint is another, as allowed."""
@@ -168,6 +181,7 @@ class VerifierService(pb_grpc.VerifierServicer):
             if older.attempt >= opening.attempt:
                 raise Cancelled(f"attempt {opening.attempt} is not newer than attempt {older.attempt}")
             older.outbox.put_nowait(Cancelled(f"superseded by attempt {opening.attempt}"))
+            self._engine.abort(older.key)  # at once: its writer may hang on a peer that is gone
         stream = _Stream(next(self._keys), opening.attempt, asyncio.Queue())
         self._streams[stream.key] = stream
         self._generations[opening.generation_id] = stream
@@ -181,21 +195,44 @@ class VerifierService(pb_grpc.VerifierServicer):
         if not self._streams:
             self._idle.set()
 
-    async def _read(self, frames: AsyncIterator[pb.DeviceFrame], reader: DeviceFrameReader, stream: _Stream) -> None:
+    async def _read(
+        self, frames: AsyncIterator[pb.DeviceFrame], opened: asyncio.Future[Open], admitted: asyncio.Future[_Stream]
+    ) -> None:
+        """Read to the end of the call. What goes wrong goes to ``opened``, once that is settled to the stream."""
+        reader = DeviceFrameReader()
+        stream: _Stream | None = None
         try:
             async for frame in frames:
-                for message in reader.read(frame):
-                    match message:
-                        case DraftRun():
-                            self._engine.push(stream.key, message)
-                        case Acknowledged(length):
-                            self._engine.acknowledge(stream.key, length)
-                        case Ping():
-                            stream.outbox.put_nowait(message)
+                messages = reader.read(frame)
+                if stream is None:
+                    first = messages.pop(0)
+                    if not isinstance(first, Open):
+                        raise ProtocolViolation("the first frame must carry open")
+                    if opened.done():
+                        return  # too late
+                    opened.set_result(first)
+                    stream = await admitted
+                for message in messages:
+                    self._take(message, stream)
+            if stream is None:
+                raise ProtocolViolation("the stream ended before open")
         except PilotfishError as error:
-            stream.outbox.put_nowait(error)
-        except grpc.aio.BaseError:
-            return  # the call is over: grpc.aio fails the read that was waiting
+            if stream is not None:
+                stream.outbox.put_nowait(error)
+            elif not opened.done():
+                opened.set_exception(error)
+        except (grpc.aio.BaseError, asyncio.CancelledError):
+            opened.cancel()  # the call is over, or was refused: grpc.aio fails the read that was waiting
+
+    def _take(self, message: DeviceMessage, stream: _Stream) -> None:
+        match message:
+            case DraftRun():
+                self._engine.push(stream.key, message)
+            case Acknowledged(length):
+                self._engine.acknowledge(stream.key, length)
+            case Ping() if stream.pings < MAX_PINGS:
+                stream.pings += 1
+                stream.outbox.put_nowait(message)
 
     async def _write(
         self, stream: _Stream, writer: CloudFrameWriter, context: Context, other_fingerprint: bool
@@ -211,6 +248,7 @@ class VerifierService(pb_grpc.VerifierServicer):
                         return
                 case Ping():
                     await context.write(writer.pong(event))
+                    stream.pings -= 1
                 case FailedEvent(_, error):
                     raise error
                 case PilotfishError():

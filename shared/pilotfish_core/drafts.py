@@ -175,6 +175,8 @@ class DraftBuffer:
             raise ProtocolViolation(
                 f"draft run at position {run.start} of branch {run.branch}; prompt ends at {self._prompt_length}"
             )
+        if len(run.tokens) > self._max_ahead:
+            raise ProtocolViolation(f"a run of {len(run.tokens)} draft tokens; at most {self._max_ahead} were agreed")
         for token in run.tokens:
             if not 0 <= token < self._vocabulary_size:
                 raise ProtocolViolation(f"draft token {token} is outside the vocabulary of {self._vocabulary_size}")

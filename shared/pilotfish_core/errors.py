@@ -34,6 +34,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
+MAX_SHOWN: Final = 200  # characters of a bad value in a message
+
 
 class PilotfishError(Exception):
     """Root of all errors raised on purpose. ``kind`` is the stable name that crosses the wire."""
@@ -61,8 +63,14 @@ class InvalidParameter(InvalidRequest):
 
     @classmethod
     def of(cls, name: str, value: object, expected: str) -> InvalidParameter:
-        """The usual message: which parameter, which value, what was expected."""
-        return cls(f"{name} is {value!r}; expected {expected}")
+        """The usual message: which parameter, which value (its beginning, if it is long), what was expected."""
+        try:
+            shown = repr(value)
+        except ValueError:  # an integer of thousands of digits
+            shown = f"a huge {type(value).__name__}"
+        if len(shown) > MAX_SHOWN:
+            shown = f"{shown[:MAX_SHOWN]}... ({len(shown)} characters)"
+        return cls(f"{name} is {shown}; expected {expected}")
 
 
 class UnsupportedParameter(InvalidRequest):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -15,6 +14,10 @@ MAX_LOGPROBS: Final = 20  # as OpenAI's top_logprobs
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_STRING_CHARS: Final = 256
 MAX_LOGIT_BIAS: Final = 1024  # entries
+MAX_STOP_TOKEN_IDS: Final = 256
+MAX_TOKEN_ID: Final = 2**32 - 1  # what the wire can carry
+MIN_TEMPERATURE: Final = 1e-12  # and 0; below, scaled logits leave the range of float32
+MIN_REPETITION_PENALTY: Final = 0.01
 
 
 def new_seed() -> int:
@@ -50,11 +53,11 @@ class SamplingParams:
     logprobs: int | None = None  # None: none; k: of the chosen token and of the k best
 
     def __post_init__(self) -> None:
-        self._number("temperature", 0.0, 100.0)
+        self._number("temperature", MIN_TEMPERATURE, 100.0, or_zero=True)
         self._integer("top_k", 0, 2**31 - 1)
         self._number("top_p", 0.0, 1.0, open_low=True)
         self._number("min_p", 0.0, 1.0)
-        self._number("repetition_penalty", 0.0, 100.0, open_low=True)
+        self._number("repetition_penalty", MIN_REPETITION_PENALTY, 100.0)
         self._number("presence_penalty", -2.0, 2.0)
         self._number("frequency_penalty", -2.0, 2.0)
         self._integer("seed", 0, MAX_SEED)
@@ -67,12 +70,13 @@ class SamplingParams:
         self._check_stops()
         self._check_logit_bias()
 
-    def _number(self, name: str, low: float, high: float, *, open_low: bool = False) -> None:
+    def _number(self, name: str, low: float, high: float, *, open_low: bool = False, or_zero: bool = False) -> None:
         value = getattr(self, name)
-        expected = f"a number in {'(' if open_low else '['}{low:g}, {high:g}]"
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        expected = f"{'0 or ' * or_zero}a number in {'(' if open_low else '['}{low:g}, {high:g}]"
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise InvalidParameter.of(name, value, expected)
-        if value < low or value > high or (open_low and value == low):
+        inside = low < value <= high or (value == low and not open_low) or (value == 0 and or_zero)
+        if not inside:  # as NaN is
             raise InvalidParameter.of(name, value, expected)
 
     def _integer(self, name: str, low: int, high: int) -> None:
@@ -86,16 +90,23 @@ class SamplingParams:
         for text in self.stop:
             if not isinstance(text, str) or not 0 < len(text) <= MAX_STOP_STRING_CHARS:
                 raise InvalidParameter.of("stop", text, f"strings of 1 to {MAX_STOP_STRING_CHARS} characters")
+            try:
+                text.encode()
+            except UnicodeEncodeError:
+                raise InvalidParameter.of("stop", text, "text that can be encoded as UTF-8") from None
+        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            given = f"{len(self.stop_token_ids)} ids"
+            raise InvalidParameter.of("stop_token_ids", given, f"at most {MAX_STOP_TOKEN_IDS}")
         for token in self.stop_token_ids:
-            if isinstance(token, bool) or not isinstance(token, int) or token < 0:
-                raise InvalidParameter.of("stop_token_ids", token, "non-negative token ids")
+            if not _is_token_id(token):
+                raise InvalidParameter.of("stop_token_ids", token, f"token ids in [0, {MAX_TOKEN_ID}]")
 
     def _check_logit_bias(self) -> None:
         if len(self.logit_bias) > MAX_LOGIT_BIAS:
             raise InvalidParameter.of("logit_bias", f"{len(self.logit_bias)} entries", f"at most {MAX_LOGIT_BIAS}")
         for token, bias in self.logit_bias:
-            if isinstance(token, bool) or not isinstance(token, int) or token < 0:
-                raise InvalidParameter.of("logit_bias", token, "non-negative token ids as keys")
+            if not _is_token_id(token):
+                raise InvalidParameter.of("logit_bias", token, f"token ids in [0, {MAX_TOKEN_ID}] as keys")
             if isinstance(bias, bool) or not isinstance(bias, int | float) or not -100 <= bias <= 100:
                 raise InvalidParameter.of("logit_bias", bias, "a bias in [-100, 100]")
 
@@ -134,6 +145,10 @@ class SamplingParams:
         return cls(**given)
 
 
+def _is_token_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKEN_ID
+
+
 def _tuple(name: str, value: object) -> tuple[Any, ...]:
     if isinstance(value, str | bytes) or not isinstance(value, Iterable):
         raise InvalidParameter.of(name, value, "a list")
@@ -147,6 +162,6 @@ def _bias_pairs(value: object) -> tuple[tuple[int, float], ...]:
         try:
             token, bias = pair
             result.append((int(token), float(bias)))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise InvalidParameter.of("logit_bias", pair, "a mapping of token id to bias") from None
     return tuple(result)

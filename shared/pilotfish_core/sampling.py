@@ -293,6 +293,8 @@ def _adjusted(
         if token < row.size:
             row[token] = -np.inf
     top = float(row.max())
+    if math.isnan(top) or top == math.inf:
+        raise NumericalFailure("the penalties left logits that are not finite numbers", private=f"largest: {top}")
     if top == -math.inf:
         raise NumericalFailure("no token is left to choose from", private="all logits are masked")
     return row, top

@@ -16,8 +16,8 @@ from pilotfish_cloud.engine.engine_config import EngineConfig
 from pilotfish_cloud.engine.loading import load_model
 from pilotfish_core.errors import LocalError
 from tests.cloud.engines import Ear, drafting, request, running
+from tests.device import models as tiny
 
-tiny: Any = pytest.importorskip("tests.device.models")
 REFERENCE = Path(__file__).resolve().parents[2] / "reference" / "target"
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from pilotfish_cloud.engine.engine import EmbeddedEngine
 from pilotfish_cloud.engine.engine_config import EngineConfig
 from pilotfish_cloud.engine.loading import load_model
 from pilotfish_cloud.engine.model_runner import StepLogits
+from pilotfish_cloud.engine.sampler import Sampler
 from pilotfish_core.drafts import Commit, DraftRun, Finish, FinishReason, Origin
 from pilotfish_core.errors import (
     EngineFailure,
@@ -26,8 +29,8 @@ from pilotfish_core.errors import (
 )
 from pilotfish_core.scheduling import ScheduledRows
 from tests.cloud.engines import drafting, request, running
+from tests.device import models as tiny
 
-tiny: Any = pytest.importorskip("tests.device.models")
 PROMPT = [72, 101, 108, 108, 111]
 END = 256
 
@@ -303,6 +306,34 @@ def test_not_a_number_fails_its_own_generation(folder: Path, monkeypatch: pytest
         ear.wait_end("c")
     assert isinstance(ear.errors["a"], NumericalFailure)
     assert ear.tokens("c") == ear.tokens("b")
+
+
+def test_a_sampler_that_raises_fails_its_own_generation(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(folder)
+    sample = Sampler.sample
+
+    def broken(self: Sampler, logits: Any, sequences: Any, **options: Any) -> Any:
+        if sequences[0].params.min_p == 0.5:
+            raise IndexError("out of luck")
+        return sample(self, logits, sequences, **options)
+
+    monkeypatch.setattr(Sampler, "sample", broken)
+    with running(engine) as ear:
+        engine.open(request("a", PROMPT, max_tokens=30, min_p=0.5))
+        engine.open(request("b", PROMPT, max_tokens=30))
+        ear.wait_end("a", "b")
+    assert type(ear.errors["a"]) is EngineFailure
+    assert len(ear.tokens("b")) == 30
+
+
+def test_the_fingerprint_follows_the_configuration(folder: Path, tmp_path: Path) -> None:
+    other, same = tmp_path / "other", tmp_path / "same"
+    shutil.copytree(folder, other)
+    shutil.copytree(folder, same)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 1e-3}))
+    first, second, third = (engine_of(each).info.fingerprint for each in (folder, same, other))
+    assert first == second != third
 
 
 def test_a_step_that_raises_ends_who_took_part_and_the_engine_goes_on(

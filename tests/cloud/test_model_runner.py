@@ -198,6 +198,18 @@ def changed_config(folder: Path, **changes: object) -> Path:
         ({"num_hidden_layers": 3}, "lacks weights"),
         ({"vocab_size": 100}, "embeds 100"),
         ({"intermediate_size": 80}, "do not fit"),
+        (
+            {
+                "rope_scaling": {
+                    "rope_type": "longrope",
+                    "short_factor": [1.0] * 8,
+                    "long_factor": [2.0] * 8,
+                    "factor": 2.0,
+                    "original_max_position_embeddings": 64,
+                }
+            },
+            "type 'longrope' depend on the longest",
+        ),
     ],
 )
 def test_a_config_that_does_not_fit_is_explained(

@@ -29,6 +29,16 @@ def test_a_missing_seed_is_random_and_reported() -> None:
         ("temperature", float("nan")),
         ("temperature", "hot"),
         ("temperature", True),
+        ("temperature", 1e-310),
+        ("temperature", 10**400),
+        ("repetition_penalty", 1e-308),
+        pytest.param("seed", 10**5000, id="huge"),
+        ("logit_bias", {float("inf"): 1}),
+        ("logit_bias", {2**32: 1}),
+        ("stop", ["a" * 100_000]),
+        ("stop", ["\ud800"]),
+        ("stop_token_ids", [2**32]),
+        ("stop_token_ids", range(100_000)),
         ("top_p", 0),
         ("top_p", 1.5),
         ("top_k", -2),
@@ -53,8 +63,9 @@ def test_a_missing_seed_is_random_and_reported() -> None:
     ],
 )
 def test_a_bad_value_is_named_with_what_was_expected(name: str, value: Any) -> None:
-    with pytest.raises(InvalidParameter, match=f"{name} is .*; expected"):
+    with pytest.raises(InvalidParameter, match=f"{name} is .*; expected") as caught:
         SamplingParams.from_mapping({name: value})
+    assert len(str(caught.value)) < 400
 
 
 def test_an_unknown_parameter_is_refused_by_name() -> None:

@@ -35,7 +35,7 @@ OPENED = Opened(model="m", fingerprint="f", max_model_len=9, max_draft_tokens=8,
 
 params = st.builds(
     SamplingParams,
-    temperature=st.floats(0, 2),
+    temperature=st.just(0.0) | st.floats(1e-12, 2),
     top_k=st.integers(0, 1000),
     top_p=st.floats(0.01, 1),
     min_p=st.floats(0, 1),

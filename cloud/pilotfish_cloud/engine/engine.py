@@ -66,7 +66,15 @@ class EmbeddedEngine(Engine):
             acknowledge_timeout_s=config.acknowledge_timeout_s,
         )
         self._opener = Opener(self.tokenizer, limits, max_model_len=max_len)
-        facts = {"dtype": loaded.dtype_name, "rule": str(rule), "packed": self.runner.packed, **StepSampler.facts()}
+        facts = {
+            "config": loaded.config,
+            "tokenizer": self.tokenizer.hash,
+            "eos": self.tokenizer.eos_token_ids,
+            "dtype": loaded.dtype_name,
+            "rule": str(rule),
+            "packed": self.runner.packed,
+            **StepSampler.facts(),
+        }
         self.info = EngineInfo(
             model=loaded.folder.resolve().name,
             fingerprint=fingerprint(loaded.weight_files, facts, device=self.runner.device),
@@ -183,16 +191,21 @@ class EmbeddedEngine(Engine):
                 messages, self._inbox = self._inbox, []
                 if self._closing:
                     break
-            for message in messages:
-                message()
+            self._receive(messages)
             self._expire(time.monotonic())
             idle = not self._step()
             self._tell()
-        for message in messages:
-            message()  # those posted before the end still get their answer, which is the end
+        self._receive(messages)  # those posted before the end still get their answer, which is the end
         for sequence in list(self._sequences.values()):
             self._fail(sequence, Unavailable("this replica is shutting down; resume elsewhere"))
         self._tell()
+
+    def _receive(self, messages: list[Callable[[], None]]) -> None:
+        for message in messages:
+            try:
+                message()
+            except Exception:  # the worker is everybody's: a defect in one message must not end it
+                _log.exception("a message failed")
 
     def _patience(self) -> float | None:
         """Seconds until the first core's deadline; None: wait for a message."""
@@ -268,6 +281,11 @@ class EmbeddedEngine(Engine):
         except PilotfishError as error:
             self._events.append(FailedEvent(request.key, error))
             return
+        except Exception as error:
+            _log.exception("a generation could not be opened")
+            failure = EngineFailure("the verifier could not open the generation", private=repr(error))
+            self._events.append(FailedEvent(request.key, failure))
+            return
         if finished is not None:
             self._events += [OpenedEvent(request.key, 0), CommitEvent(request.key, finished, time.monotonic())]
             return
@@ -284,6 +302,9 @@ class EmbeddedEngine(Engine):
             message(sequence)
         except PilotfishError as error:
             self._fail(sequence, error)
+        except Exception as error:
+            _log.exception("a message to a generation failed")
+            self._fail(sequence, EngineFailure("the verifier could not take a frame", private=repr(error)))
 
     def _on_abort(self, key: str) -> None:
         sequence = self._sequences.get(key)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import torch
+import transformers
 
 ENGINE_VERSION: Final = "embedded-1"  # to be raised with any change that may change the bits
 
@@ -17,11 +18,13 @@ ENGINE_VERSION: Final = "embedded-1"  # to be raised with any change that may ch
 def fingerprint(weight_files: Iterable[Path], facts: Mapping[str, object], *, device: torch.device) -> str:
     """``pf-`` and 16 hex digits over the weights, ``facts`` and what this machine computes with.
 
-    ``facts`` are the engine's own: dtype, deterministic rule, sampler version. The model's folder name does not count.
+    ``facts`` are the engine's own: model configuration, dtype, deterministic rule, sampler version and the like. The
+    model's folder name does not count.
     """
     everything = {
         "engine": ENGINE_VERSION,
         "torch": torch.__version__,
+        "transformers": transformers.__version__,
         "weights": [_file_hash(file) for file in weight_files],
         "machine": machine_facts(device),
         **facts,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +30,8 @@ _CONFIGS: Final[dict[str, Any]] = {
     "qwen2": Qwen2Config,
     "qwen3": Qwen3Config,
 }
+_STATIC_ROPE: Final = frozenset({"default", "linear", "llama3", "yarn"})
+_INERT: Final = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
 _SINGLE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 
@@ -61,6 +64,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     dtype: torch.dtype
     weight_files: tuple[Path, ...]
+    config: Mapping[str, object]  # config.json as transformers understood it, without names and versions
 
     @property
     def dtype_name(self) -> str:
@@ -76,6 +80,7 @@ def load_model(folder: str | Path, *, dtype: str = "bfloat16", device: str = "cp
     if not folder.is_dir():
         raise ModelLoadError(f"{folder} is not a folder")
     config = _load_config(folder)
+    understood = {name: value for name, value in config.to_dict().items() if name not in _INERT}
     tokenizer = Tokenizer.load(folder)
     files = weight_files(folder)
     for file in files:
@@ -108,7 +113,7 @@ def load_model(folder: str | Path, *, dtype: str = "bfloat16", device: str = "cp
     if missing:
         raise ModelLoadError(f"{files[0]} lacks weights that config.json asks for: {', '.join(missing[:3])}")
     model = model.to(device).eval().requires_grad_(False)
-    return LoadedModel(folder, model, shape, tokenizer, DTYPES[dtype], files)
+    return LoadedModel(folder, model, shape, tokenizer, DTYPES[dtype], files, understood)
 
 
 def shape_of(config: PreTrainedConfig) -> ModelShape:
@@ -164,6 +169,12 @@ def _load_config(folder: Path) -> PreTrainedConfig:
         config = _CONFIGS[model_type].from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelLoadError(f"{file}: {error}") from error
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope not in _STATIC_ROPE:
+        raise ModelLoadError(
+            f"{file}: rotary embeddings of type {rope!r} depend on the longest sequence of a step, so that neighbours "
+            f"would change the text; supported are {', '.join(sorted(_STATIC_ROPE))}"
+        )
     return prepared_config(config)
 
 

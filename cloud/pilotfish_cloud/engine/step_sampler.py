@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence as Seq
 from typing import Final
 
 from pilotfish_cloud.engine.model_runner import StepLogits
 from pilotfish_cloud.engine.sampler import Sampler, SequenceRows
-from pilotfish_core.errors import NumericalFailure, PilotfishError
+from pilotfish_core.errors import EngineFailure, NumericalFailure, PilotfishError
 from pilotfish_core.sampling import TokenHistory
 from pilotfish_core.scheduling import Outcome, Sampled, ScheduledRows, Sequence
 from pilotfish_core.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 SAMPLER_VERSION: Final = 1  # to be raised with any change of pilotfish_core.sampling that may change a token
 
@@ -63,6 +66,10 @@ class StepSampler:
                     sampled = self._sampler.sample(logits, [self._rows(entry)], stop_at_mismatch=True)[0]
                 except PilotfishError as error:
                     outcomes[key] = error
+                    continue
+                except Exception as error:
+                    _log.exception("sampling failed")
+                    outcomes[key] = EngineFailure("the verifier could not choose a token", private=repr(error))
                     continue
                 outcomes[key] = sampled.error or Sampled(sampled.token_ids, sampled.logprobs)
         return outcomes
