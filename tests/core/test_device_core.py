@@ -1,0 +1,50 @@
+"""The device core's patience, step by step; the whole protocol is in test_protocol_machine."""
+
+from __future__ import annotations
+
+import random
+
+from pilotfish_core.device_core import Connect, DeviceConfig, DeviceCore, DeviceState, SendPing
+from pilotfish_core.messages import Opened, Pong
+
+CONFIG = DeviceConfig(ping_after_s=20.0, ping_timeout_s=10.0)
+OPENED = Opened(model="m", fingerprint="f", max_model_len=100, max_draft_tokens=8, max_unacknowledged=64)
+
+
+def core() -> DeviceCore:
+    device = DeviceCore(prompt=(1, 2), output=[], max_tokens=8, config=CONFIG, drafting=False, jitter=random.Random(0))
+    assert device.start(0.0) == [Connect(1)]
+    return device
+
+
+def ping_of(device: DeviceCore, now: float) -> int:
+    assert device.next_deadline() == now
+    assert device.expired(now - 0.001) == []
+    (action,) = device.expired(now)
+    assert isinstance(action, SendPing)
+    return action.ping.nonce
+
+
+def test_a_generation_in_the_clouds_queue_waits_while_pings_are_answered() -> None:
+    device = core()
+    now = 0.0
+    for _ in range(10):
+        nonce = ping_of(device, now + 20.0)
+        now += 20.5
+        assert device.heard(Pong(nonce), now) == []
+        assert device.state is DeviceState.CONNECTING
+    assert device.opened(OPENED, now) == []
+    assert device.state is DeviceState.STREAMING
+    assert device.attempt == 1
+
+
+def test_a_verifier_that_answers_no_ping_is_given_up() -> None:
+    device = core()
+    ping_of(device, 20.0)
+    assert device.next_deadline() == 30.0
+    assert device.expired(30.0) == []
+    assert device.state is DeviceState.WAITING
+    retry_at = device.next_deadline()
+    assert retry_at is not None
+    assert device.expired(retry_at) == [Connect(2)]
+    ping_of(device, retry_at + 20.0)
