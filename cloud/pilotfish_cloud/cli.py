@@ -95,6 +95,12 @@ def _serve(arguments: argparse.Namespace) -> None:
     engine = EmbeddedEngine.load(config)
 
     def started(server: VerifierServer) -> None:
+        try:
+            tell(server)
+        except OSError as error:  # nobody reads what is printed; that is no reason not to serve
+            logging.getLogger("pilotfish_cloud").warning("the ready line could not be printed: %s", error)
+
+    def tell(server: VerifierServer) -> None:
         info = engine.info
         if arguments.json:
             ready = {

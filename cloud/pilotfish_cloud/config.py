@@ -49,6 +49,8 @@ class ServerConfig:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise InvalidParameter.of(f"--{name.replace('_', '-')}", value, f"an integer in [{low}, {high}]")
+        if self.port == self.http_port != 0:
+            raise InvalidParameter.of("--http-port", self.http_port, "another one than --port")
         if self.max_model_len is not None and self.max_model_len < 2:
             raise InvalidParameter.of("--max-model-len", self.max_model_len, "at least 2: a prompt token and an answer")
         if not self.shutdown_timeout_s >= 0:

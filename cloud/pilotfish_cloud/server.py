@@ -90,9 +90,11 @@ class VerifierServer:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         await self.start()
-        started(self)
-        await self._stopping.wait()
-        await self.stop(self._config.shutdown_timeout_s)
+        try:
+            started(self)
+            await self._stopping.wait()
+        finally:
+            await self.stop(self._config.shutdown_timeout_s)
 
     async def stop(self, timeout_s: float = 0.0) -> None:
         """Refuse new generations, let running ones finish within ``timeout_s``, then close everything."""
@@ -129,8 +131,9 @@ def _bind(host: str, port: int, flag: str) -> socket.socket:
     try:
         listener.bind((host, port))
         listener.listen()
-    except OSError as error:
+    except (OSError, UnicodeError, TypeError) as error:  # the last two: a host that is no text
         listener.close()
+        error = error if isinstance(error, OSError) else OSError(0, "not a host name")
         raise AddressInUse(f"cannot listen on {_address(host, port)} ({flag}): {error.strerror or error}") from None
     listener.setblocking(False)
     return listener

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from pilotfish_cloud.edge import abort
 from pilotfish_cloud.engine.interface import (
@@ -25,7 +26,6 @@ from pilotfish_core.errors import (
     Cancelled,
     DeadlineExceeded,
     FingerprintMismatch,
-    PilotfishError,
     ProtocolViolation,
     TokenizerMismatch,
     Unavailable,
@@ -55,7 +55,7 @@ class _Stream:
 
     key: str
     attempt: int
-    outbox: asyncio.Queue[EngineEvent | Ping | PilotfishError]
+    outbox: asyncio.Queue[EngineEvent | Ping | Exception]
     pings: int = 0
 
 
@@ -216,13 +216,18 @@ class VerifierService(pb_grpc.VerifierServicer):
                     self._take(message, stream)
             if stream is None:
                 raise ProtocolViolation("the stream ended before open")
-        except PilotfishError as error:
-            if stream is not None:
-                stream.outbox.put_nowait(error)
-            elif not opened.done():
-                opened.set_exception(error)
         except (grpc.aio.BaseError, asyncio.CancelledError):
             opened.cancel()  # the call is over, or was refused: grpc.aio fails the read that was waiting
+        except DecodeError:
+            self._refuse(ProtocolViolation("a frame cannot be parsed"), opened, stream)
+        except Exception as error:
+            self._refuse(error, opened, stream)
+
+    def _refuse(self, error: Exception, opened: asyncio.Future[Open], stream: _Stream | None) -> None:
+        if stream is not None:
+            stream.outbox.put_nowait(error)
+        elif not opened.done():
+            opened.set_exception(error)
 
     def _take(self, message: DeviceMessage, stream: _Stream) -> None:
         match message:
@@ -251,7 +256,7 @@ class VerifierService(pb_grpc.VerifierServicer):
                     stream.pings -= 1
                 case FailedEvent(_, error):
                     raise error
-                case PilotfishError():
+                case Exception():
                     raise event
 
     def _opened(self, cached_tokens: int, other_fingerprint: bool) -> Opened:

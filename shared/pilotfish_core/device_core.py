@@ -224,6 +224,10 @@ class DeviceCore:
         begin = commit.position - len(self._prompt)
         if begin < 0 or list(commit.tokens[:known]) != self.output[begin : begin + known]:
             return self._end(ProtocolViolation("the verifier changed tokens that it had committed"))
+        if commit.end > len(self._prompt) + self._max_tokens:
+            return self._end(
+                ProtocolViolation(f"the verifier committed more than the {self._max_tokens} tokens asked for")
+            )
         actions: list[Action] = []
         fresh = commit.tokens[known:]
         if fresh:

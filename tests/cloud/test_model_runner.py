@@ -198,6 +198,12 @@ def changed_config(folder: Path, **changes: object) -> Path:
         ({"num_hidden_layers": 3}, "lacks weights"),
         ({"vocab_size": 100}, "embeds 100"),
         ({"intermediate_size": 80}, "do not fit"),
+        ({"hidden_size": -1}, r"config\.json: "),
+        ({"hidden_size": "x"}, "hidden_size"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers is 0; expected a positive integer"),
+        ({"num_hidden_layers": None}, "num_hidden_layers"),
+        ({"num_attention_heads": 0}, r"config\.json"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings is 0"),
         (
             {
                 "rope_scaling": {

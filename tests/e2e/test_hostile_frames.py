@@ -111,6 +111,27 @@ async def test_a_call_that_never_opens_is_ended(verifier: Verifier, monkeypatch:
     await serves(verifier)
 
 
+@pytest.mark.parametrize("opened", [False, True])
+async def test_bytes_that_are_no_frame(verifier: Verifier, opened: bool) -> None:
+    stay = asyncio.Event()
+
+    async def requests() -> AsyncIterator[bytes]:
+        if opened:
+            yield opening(verifier, max_tokens=1500).SerializeToString()
+        yield b"\xff" * 50
+        await stay.wait()
+
+    async with grpc.aio.insecure_channel(verifier.address.removeprefix("grpc://")) as channel:
+        method: Any = channel.stream_stream("/pilotfish_core.proto.v1.Verifier/Generate")
+        call = method(requests(), timeout=15)
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async for _ in call:
+                pass
+    assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "cannot be parsed" in (caught.value.details() or "")
+    await serves(verifier)
+
+
 async def test_long_values_come_back_shortened(verifier: Verifier) -> None:
     frame = opening(verifier)
     frame.open.model = "m" * 20_000

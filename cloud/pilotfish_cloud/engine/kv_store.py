@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pilotfish_core.errors import LocalError
 from pilotfish_core.scheduling import IntegrityError
 
 
@@ -105,9 +106,14 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     size = dtype.itemsize
     for extent in shape:
         size *= extent
-    if sys.platform == "win32":
-        memory = mmap.mmap(-1, size)
-    else:
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-        memory = mmap.mmap(-1, size, flags=flags)
+    try:
+        if sys.platform == "win32":
+            memory = mmap.mmap(-1, size)
+        else:
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+            memory = mmap.mmap(-1, size, flags=flags)
+    except (OSError, OverflowError) as error:
+        raise LocalError(
+            f"no memory for {size / 2**30:.1f} GiB of KV cache ({error}); lower --max-model-len or --max-num-seqs"
+        ) from None
     return torch.frombuffer(memory, dtype=dtype).view(shape), memory

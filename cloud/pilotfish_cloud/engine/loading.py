@@ -32,6 +32,14 @@ _CONFIGS: Final[dict[str, Any]] = {
 }
 _STATIC_ROPE: Final = frozenset({"default", "linear", "llama3", "yarn"})
 _INERT: Final = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
+_SIZES: Final = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "vocab_size",
+    "max_position_embeddings",
+)
 _SINGLE: Final = "model.safetensors"
 _INDEX: Final = "model.safetensors.index.json"
 
@@ -104,8 +112,8 @@ def load_model(folder: str | Path, *, dtype: str = "bfloat16", device: str = "cp
             use_safetensors=True,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise ModelLoadError(f"{folder}: the weights do not fit config.json: {error}") from error
+    except Exception as error:  # transformers and safetensors raise whatever the folder's contents lead them to
+        raise ModelLoadError(f"{folder}: the weights do not fit config.json: {_in_one_line(error)}") from error
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
@@ -117,7 +125,11 @@ def load_model(folder: str | Path, *, dtype: str = "bfloat16", device: str = "cp
 
 
 def shape_of(config: PreTrainedConfig) -> ModelShape:
-    """The shape of a supported configuration."""
+    """The shape of a supported configuration. Raises ModelLoadError for sizes that no model has."""
+    for name in _SIZES:
+        value = getattr(config, name, None)
+        if not isinstance(value, int) or not 0 < value < 2**31:
+            raise ModelLoadError(f"config.json: {name} is {value!r}; expected a positive integer")
     heads = config.num_attention_heads
     return ModelShape(
         num_layers=config.num_hidden_layers,
@@ -128,6 +140,10 @@ def shape_of(config: PreTrainedConfig) -> ModelShape:
         vocab_rows=config.vocab_size,
         max_position=config.max_position_embeddings,
     )
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def prepared_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -167,8 +183,8 @@ def _load_config(folder: Path) -> PreTrainedConfig:
         raise ModelLoadError(f"{file}: quantised weights are not supported by the embedded engine")
     try:
         config = _CONFIGS[model_type].from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelLoadError(f"{file}: {error}") from error
+    except Exception as error:
+        raise ModelLoadError(f"{file}: {_in_one_line(error)}") from error
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope not in _STATIC_ROPE:
         raise ModelLoadError(
