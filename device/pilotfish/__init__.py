@@ -5,9 +5,10 @@
 ...     print(piece.text, end="")
 """
 
-from pilotfish.client import AsyncClient, AsyncStream, Client, Stream
+from pilotfish.client import AsyncClient, Client, Stream
 from pilotfish.generation import Generation
 from pilotfish.result import Metrics, Piece, Result
+from pilotfish.stream import AsyncStream
 from pilotfish_core.drafts import FinishReason, Origin
 from pilotfish_core.errors import PilotfishError
 from pilotfish_core.parameters import SamplingParams

@@ -3,76 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from pilotfish.drafters import load_drafter
 from pilotfish.driver import GenerationDriver
 from pilotfish.generation import Generation
+from pilotfish.preparation import Preparation
 from pilotfish.result import Piece, Result
-from pilotfish.tokenizer_cache import obtain_tokenizer
+from pilotfish.stream import AsyncStream, Deadline
 from pilotfish.transport import Transport, parse_addresses
 from pilotfish_core.device_core import DeviceConfig
 from pilotfish_core.drafter import Drafter
-from pilotfish_core.errors import DeadlineExceeded, InvalidParameter, InvalidRequest, PilotfishError
+from pilotfish_core.errors import Cancelled, InvalidParameter, InvalidRequest
 from pilotfish_core.parameters import SamplingParams
 from pilotfish_core.tokenizer import Tokenizer
 
+__all__ = ["AsyncClient", "AsyncStream", "Client", "Stream"]
+
 T = TypeVar("T")
 Prompt = str | Sequence[int]
-
-
-class AsyncStream:
-    """One answer while it comes: iterate for pieces, then ask ``result``. Leaving the iteration does not cancel."""
-
-    def __init__(self, driver: GenerationDriver, timeout_s: float | None) -> None:
-        self.generation = driver.generation
-        self._driver = driver
-        self._outcome: Result | PilotfishError | None = None
-        self._task = asyncio.create_task(driver.run())
-        self._timer: asyncio.TimerHandle | None = None
-        if timeout_s is not None:
-            error = DeadlineExceeded(f"the answer was not complete after {timeout_s:g} s")
-            self._timer = asyncio.get_running_loop().call_later(timeout_s, driver.fail, error)
-
-    def __aiter__(self) -> AsyncIterator[Piece]:
-        return self
-
-    async def __anext__(self) -> Piece:
-        if self._outcome is None:
-            item = await self._driver.pieces.get()
-            if isinstance(item, Piece):
-                return item
-            self._outcome = item
-            if self._timer is not None:
-                self._timer.cancel()
-        if isinstance(self._outcome, PilotfishError):
-            raise self._outcome
-        raise StopAsyncIteration
-
-    async def result(self) -> Result:
-        """The whole answer; waits for it. Raises what ended it otherwise."""
-        async for _ in self:
-            pass
-        if isinstance(self._outcome, Result):
-            return self._outcome
-        raise PilotfishError("the stream ended without a result")
-
-    def cancel(self) -> None:
-        """End the generation; the result then has finish_reason "abort" and what was committed."""
-        self._driver.cancel()
-
-    async def aclose(self) -> None:
-        """Cancel if it is still running, and wait until everything is freed."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._driver.cancel()
-        await self._task
 
 
 class AsyncClient:
@@ -99,85 +53,98 @@ class AsyncClient:
         if not 1 <= window <= 1024:
             raise InvalidParameter.of("window", window, "an integer in [1, 1024]")
         self._transport = Transport(parse_addresses(server), root_certificates=root_certificates)
-        self._draft = draft
-        self._drafter: Drafter | None = None
-        self._tokenizer_source = tokenizer
-        self._tokenizer: Tokenizer | None = None
         self._model = model
         self._config = config or DeviceConfig(window=window)
         self._allow_other_fingerprint = allow_other_fingerprint
         # One thread: drafts of several generations take turns, a small model gains nothing from sharing a core.
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="pilotfish-draft")
-        self._preparing = asyncio.Lock()
+        self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="pilotfish-draft")
+        self._prepared = Preparation(draft, tokenizer, model, self._executor)
         self._streams: set[AsyncStream] = set()
+        self._closed = False
 
     async def prepare(self) -> None:
-        """Load the drafter and the tokenizer now instead of with the first generation."""
-        async with self._preparing:
-            if self._tokenizer is not None:
-                return
-            loop = asyncio.get_running_loop()
-            self._drafter = await loop.run_in_executor(self._executor, _load, self._draft)
-            self._tokenizer = await obtain_tokenizer(
-                self._tokenizer_source, self._draft, self._transport, self._model, self._executor
-            )
+        """Load the drafter and the tokenizer now instead of with the first generation.
+
+        Raises ModelLoadError, TokenizerMismatch, and what the verifier answers.
+        """
+        self._check_open()
+        await self._prepared.run(self._transport)
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer in use. Raises InvalidRequest before ``prepare``."""
-        if self._tokenizer is None:
+        if self._prepared.tokenizer is None:
             raise InvalidRequest("call prepare() (or generate something) before asking for the tokenizer")
-        return self._tokenizer
+        return self._prepared.tokenizer
 
     async def generate(self, prompt: Prompt, *, timeout_s: float | None = None, **params: Any) -> AsyncStream:
         """Begin an answer. ``params``: fields of SamplingParams; without ``seed`` a random one is drawn and reported.
 
-        Raises InvalidParameter and UnsupportedParameter; what goes wrong later comes out of the stream.
+        ``timeout_s`` counts from this call on. Raises InvalidParameter, UnsupportedParameter, and what ``prepare``
+        does; what goes wrong later comes out of the stream.
         """
+        deadline = Deadline.after(timeout_s)
         sampling = SamplingParams.from_mapping(params)
-        await self.prepare()
+        await self._prepare_until(deadline)
         tokens = tuple(self.tokenizer.encode(prompt)) if isinstance(prompt, str) else _token_ids(prompt)
         if not tokens:
             raise InvalidParameter.of("prompt", prompt, "at least one token")
         generation = Generation(prompt=tokens, params=sampling, model=self._model, tokenizer_hash=self.tokenizer.hash)
-        return self._stream(generation, timeout_s)
+        return self._stream(generation, deadline)
 
     async def resume(self, generation: Generation | str | Path, *, timeout_s: float | None = None) -> AsyncStream:
         """Go on with a generation (or a saved one) from what it holds.
 
         Raises InvalidRequest for one that has finished.
         """
+        deadline = Deadline.after(timeout_s)
         if not isinstance(generation, Generation):
             generation = Generation.load(generation)
         if generation.finished and generation.finish is not None:
             raise InvalidRequest(
                 f"the generation has finished ({generation.finish.reason}); there is nothing to resume"
             )
-        await self.prepare()
-        return self._stream(generation, timeout_s)
+        await self._prepare_until(deadline)
+        generation.count_attempts_from_clock()
+        return self._stream(generation, deadline)
 
-    def _stream(self, generation: Generation, timeout_s: float | None) -> AsyncStream:
+    async def _prepare_until(self, deadline: Deadline | None) -> None:
+        if deadline is None:
+            return await self.prepare()
+        try:
+            async with asyncio.timeout_at(deadline.at):
+                await self.prepare()
+        except TimeoutError:
+            raise deadline.error() from None
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise InvalidRequest("the client is closed")
+
+    def _stream(self, generation: Generation, deadline: Deadline | None) -> AsyncStream:
+        self._check_open()
         driver = GenerationDriver(
             generation,
             transport=self._transport,
             tokenizer=self.tokenizer,
-            drafter=self._drafter,
+            drafter=self._prepared.drafter,
             executor=self._executor,
             config=self._config,
             allow_other_fingerprint=self._allow_other_fingerprint,
         )
-        stream = AsyncStream(driver, timeout_s)
+        stream = AsyncStream(driver, deadline)
         self._streams.add(stream)
         stream._task.add_done_callback(lambda _: self._streams.discard(stream))
         return stream
 
     async def aclose(self) -> None:
-        """Cancel what runs, close channels and drafter."""
+        """Cancel what runs, close channels and drafter (a Drafter that was given stays open: it is the caller's)."""
+        self._closed = True
+        await self._prepared.stop()
         await asyncio.gather(*(stream.aclose() for stream in list(self._streams)))
         await self._transport.close()
-        self._executor.shutdown(wait=True)
-        if self._drafter is not None:
-            self._drafter.close()
+        await asyncio.to_thread(self._executor.shutdown)
+        self._prepared.free()
 
     async def __aenter__(self) -> Self:
         return self
@@ -208,15 +175,18 @@ class Stream:
     @property
     def result(self) -> Result:
         """The whole answer; waits for it. Raises what ended it otherwise."""
+        if self._stream.ended:  # then it can be had after the client was closed, too
+            return self._stream.known_result()
         return self._client._call(self._stream.result())
 
     def cancel(self) -> None:
         """End the generation; the result then has finish_reason "abort" and what was committed."""
-        self._client._loop.call_soon_threadsafe(self._stream.cancel)
+        self._client._post(self._stream.cancel)
 
     def close(self) -> None:
         """Cancel if it is still running, and wait until everything is freed."""
-        self._client._call(self._stream.aclose())
+        if not self._client.closed:  # which has closed its streams
+            self._client._call(self._stream.aclose())
 
 
 class Client:
@@ -224,6 +194,8 @@ class Client:
 
     def __init__(self, server: str | list[str] | tuple[str, ...], **options: Any) -> None:
         parse_addresses(server)  # a wrong address should be said here, not by the thread
+        self._lock = threading.Lock()
+        self._closed = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="pilotfish-client", daemon=True)
         self._thread.start()
@@ -236,6 +208,11 @@ class Client:
     def prepare(self) -> None:
         """Load the drafter and the tokenizer now instead of with the first generation."""
         self._call(self._client.prepare())
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._closed
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -252,8 +229,13 @@ class Client:
 
     def close(self) -> None:
         """Cancel what runs, close channels and drafter, end the thread."""
-        if self._thread.is_alive():
-            self._call(self._client.aclose())
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True  # from here on nothing new gets onto the loop, so that nobody is left waiting for it
+        try:
+            asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result()
+        finally:
             self._stop_loop()
 
     def __enter__(self) -> Self:
@@ -265,14 +247,27 @@ class Client:
         self.close()
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        with self._lock:
+            if self._closed:
+                coroutine.close()
+                raise InvalidRequest("the client is closed")
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
             return future.result()
+        except concurrent.futures.CancelledError:
+            raise Cancelled("the client was closed") from None
         except BaseException:  # an interrupt in the caller's thread must not leave the coroutine running
             future.cancel()
             raise
 
+    def _post(self, action: Callable[[], None]) -> None:
+        """Do it on the loop, without waiting; nothing is left to do once the client is closed."""
+        with self._lock:
+            if not self._closed:
+                self._loop.call_soon_threadsafe(action)
+
     def _stop_loop(self) -> None:
+        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -282,16 +277,18 @@ async def _create(server: str | list[str] | tuple[str, ...], options: dict[str, 
     return AsyncClient(server, **options)
 
 
+async def _cancel_others() -> None:
+    """End what other threads still wait for."""
+    tasks = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def _next(stream: AsyncStream) -> Piece | None:
     with contextlib.suppress(StopAsyncIteration):
         return await stream.__anext__()
     return None
-
-
-def _load(draft: str | Path | Drafter | None) -> Drafter | None:
-    if isinstance(draft, Drafter):
-        return draft
-    return load_drafter("ngram" if draft == "auto" else draft)
 
 
 def _token_ids(prompt: Sequence[int]) -> tuple[int, ...]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import operator
 from collections.abc import Callable
 from concurrent.futures import Executor
 
 from pilotfish.generation import Generation
 from pilotfish_core.device_core import DraftTask
 from pilotfish_core.drafter import DraftContext, Drafter
+from pilotfish_core.errors import LocalError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -23,14 +25,21 @@ class DraftDone:
 class DraftWorker:
     """One generation's drafter context. At most one task is in the executor at a time, as the core asks.
 
-    ``done`` is called on the event loop with the result of each task.
+    ``done`` is called on the event loop with the result of each task. A token outside the vocabulary counts as a
+    failure of the drafter: the verifier would end the whole answer over it.
     """
 
     def __init__(
-        self, drafter: Drafter, generation: Generation, executor: Executor, done: Callable[[DraftDone], None]
+        self,
+        drafter: Drafter,
+        generation: Generation,
+        vocab_size: int,
+        executor: Executor,
+        done: Callable[[DraftDone], None],
     ) -> None:
         self._drafter = drafter
         self._generation = generation
+        self._vocab_size = vocab_size
         self._executor = executor
         self._done = done
         self._context: DraftContext | None = None
@@ -58,7 +67,11 @@ class DraftWorker:
             self._context.rewind(task.keep)
         if task.extend:
             self._context.extend(task.extend)
-        return self._context.draft(task.count)
+        tokens = self._context.draft(task.count)
+        for token in map(operator.index, tokens):
+            if not 0 <= token < self._vocab_size:
+                raise LocalError(f"it proposed token id {token}, outside the vocabulary of {self._vocab_size}")
+        return tokens
 
     def _finished(self, future: asyncio.Future[list[int]]) -> None:
         if future.cancelled():

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import tempfile
+import time
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,10 +20,21 @@ from pilotfish_core.parameters import SamplingParams
 FORMAT: Final = "pilotfish-generation"
 FORMAT_VERSION: Final = 1
 
+# Attempts of a resumed generation begin at the quarter seconds since 2025, which are above those of a run that crashed
+# without saving unless that one was admitted more than four times a second until its end. The wire's 32 bits hold them
+# until 2059; a clock beyond that only counts up.
+ATTEMPTS_BEGIN_S: Final = 1_735_689_600
+ATTEMPTS_PER_S: Final = 4
+MAX_CLOCK_ATTEMPT: Final = 2**32 - 2**16
+
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Generation:
-    """State of one answer. ``output`` only grows; ``fingerprint`` is the numerics it began under."""
+    """State of one answer. ``output`` only grows.
+
+    ``fingerprint`` is the numerics that decided its first token, ``other_fingerprints`` are those under which it went
+    on where the device allowed that: such an answer is ``mixed``, no replica alone would have to write it.
+    """
 
     prompt: tuple[int, ...]
     params: SamplingParams
@@ -32,12 +44,35 @@ class Generation:
     attempt: int = 0
     output: list[int] = dataclasses.field(default_factory=list)
     fingerprint: str = ""
+    other_fingerprints: list[str] = dataclasses.field(default_factory=list)
     finish: Finish | None = None
 
     @property
     def finished(self) -> bool:
         """Whether the cloud has ended it (a cancelled one can be resumed)."""
         return self.finish is not None and self.finish.reason is not FinishReason.ABORT
+
+    @property
+    def mixed(self) -> bool:
+        """Whether its tokens were decided under more than one fingerprint."""
+        return bool(self.other_fingerprints)
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """All that decided tokens of it, the first one first."""
+        return (self.fingerprint, *self.other_fingerprints) if self.fingerprint else ()
+
+    def decided_under(self, fingerprint: str) -> None:
+        """Remember the numerics of tokens that are about to be put into the output."""
+        if not self.output:
+            self.fingerprint = fingerprint
+        elif fingerprint not in (self.fingerprint, *self.other_fingerprints):
+            self.other_fingerprints.append(fingerprint)
+
+    def count_attempts_from_clock(self) -> None:
+        """Make the next attempt's number higher than any that a run after the last save may have used."""
+        clock = int((time.time() - ATTEMPTS_BEGIN_S) * ATTEMPTS_PER_S)
+        self.attempt = max(self.attempt, min(clock, MAX_CLOCK_ATTEMPT))
 
     def save(self, path: str | Path) -> None:
         """Write to a file, atomically: a crash leaves the old file or the new one."""
@@ -77,14 +112,17 @@ class Generation:
             raise FileFormatError(f"{path} is damaged: {error}") from None
 
     def _to_json(self) -> dict[str, Any]:
+        # The output first: another thread may be adding to it, and whatever decided a token was noted before it.
+        output = list(self.output)
         return {
             "id": self.id.hex(),
             "attempt": self.attempt,
             "model": self.model,
             "tokenizer_hash": self.tokenizer_hash,
             "fingerprint": self.fingerprint,
+            "other_fingerprints": list(self.other_fingerprints),
             "prompt": list(self.prompt),
-            "output": list(self.output),
+            "output": output,
             "params": dataclasses.asdict(self.params),
             "finish": None if self.finish is None else [self.finish.reason.value, self.finish.stop],
         }
@@ -98,6 +136,7 @@ class Generation:
             model=str(body["model"]),
             tokenizer_hash=str(body["tokenizer_hash"]),
             fingerprint=str(body["fingerprint"]),
+            other_fingerprints=_names("other_fingerprints", body.get("other_fingerprints", [])),  # later than the rest
             prompt=_tokens("prompt", body["prompt"]),
             output=list(_tokens("output", body["output"])),
             params=SamplingParams.from_mapping(body["params"]),
@@ -109,6 +148,12 @@ def _tokens(name: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(token) is int and token >= 0 for token in value):
         raise InvalidParameter.of(name, value, "a list of token ids")
     return tuple(value)
+
+
+def _names(name: str, value: object) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+        raise InvalidParameter.of(name, value, "a list of strings")
+    return value
 
 
 def _digest(body: dict[str, Any]) -> str:

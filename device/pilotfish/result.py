@@ -27,7 +27,7 @@ class Metrics:
 
     ``steps`` are the target's forward passes seen as commits in this run; ``mean_acceptance_length`` is committed
     tokens per step and includes the bonus token. ``tokens_per_s`` counts from the start of the call, prefill included;
-    ``tpot_s`` is the mean time per token after the first.
+    ``tpot_s`` is the mean time per token after the first. ``fingerprints``: of all that decided tokens of the answer.
     """
 
     model: str

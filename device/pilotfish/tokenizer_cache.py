@@ -31,7 +31,7 @@ async def obtain_tokenizer(
     if isinstance(given, Tokenizer):
         return given
     if given is not None:
-        return await loop.run_in_executor(executor, Tokenizer.load, given)
+        return await loop.run_in_executor(executor, lambda: Tokenizer.load(Path(given).expanduser()))
     beside = _beside(draft)
     if beside is not None:
         return await loop.run_in_executor(executor, Tokenizer.load, beside)

@@ -24,13 +24,20 @@ from pilotfish_core.wire import MAX_FRAME_BYTES
 DEFAULT_PORT: Final = 50051
 MAX_TOKENIZER_BYTES: Final = 64 * 1024 * 1024  # tokenizer.json of today's largest vocabularies is about 20 MB
 UNARY_TIMEOUT_S: Final = 10.0
+FETCH_TIMEOUT_S: Final = 120.0  # of a whole tokenizer.json: 20 MB at 1.3 Mbit/s
 
 CHANNEL_OPTIONS: Final = [
     ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
     ("grpc.initial_reconnect_backoff_ms", 100),  # our own backoff decides when to try; the channel's must not add
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.min_reconnect_backoff_ms", 5000),  # in truth how long TCP, TLS and HTTP/2's settings may take together
     ("grpc.enable_retries", 0),
+    # A connection whose peer is gone (a phone that changed networks, a stopped process) must not swallow every new
+    # attempt. The channel asks only while a call is open, and later than the core, whose ping after 20 s of silence is
+    # data: a server that allows pings without data every 5 minutes (gRPC's default) has nothing to punish.
+    ("grpc.keepalive_time_ms", 25_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),  # newer gRPC waits that long for the answer, by default a minute
 ]
 
 
@@ -148,7 +155,8 @@ class Transport:
 
     async def _fetch_tokenizer(self, address: Address, model: str) -> tuple[bytes, tuple[int, ...]]:
         data, end_token_ids = bytearray(), tuple[int, ...]()
-        async for chunk in self._stub(address).FetchTokenizer(pb.FetchTokenizerRequest(model=model)):
+        request = pb.FetchTokenizerRequest(model=model)
+        async for chunk in self._stub(address).FetchTokenizer(request, timeout=FETCH_TIMEOUT_S):
             end_token_ids = end_token_ids or tuple(chunk.end_token_ids)
             data += chunk.data
             if len(data) > MAX_TOKENIZER_BYTES:

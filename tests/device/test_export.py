@@ -255,6 +255,59 @@ def test_overwrite_and_shorter_context(checkpoint: Path, tmp_path: Path) -> None
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
 
 
+def test_only_an_export_is_overwritten(checkpoint: Path, tmp_path: Path) -> None:
+    """Not the checkpoint itself, not a folder that holds it, not a folder or a file of anybody else."""
+    source = copy_of(checkpoint, tmp_path / "source")
+    (tmp_path / "link").symlink_to(source)
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    (theirs / "manifest.json").write_text('{"format": "of a web page"}')
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.rglob("*"))
+    for out in (source, tmp_path / "link", source / ".." / "source", tmp_path, theirs, tmp_path / "file"):
+        with pytest.raises(ModelLoadError, match=r"is not overwritten|holds the model"):
+            export_model(source, out, quant="int4", overwrite=True, text=TEXT)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_export_that_holds_the_checkpoint_is_not_overwritten(
+    checkpoint: Path, exported: ExportReport, tmp_path: Path
+) -> None:
+    out = copy_of(exported.folder, tmp_path / "out")
+    source = copy_of(checkpoint, out / "source")
+    with pytest.raises(ModelLoadError, match="holds the model to export"):
+        export_model(source, out, overwrite=True, text=TEXT)
+    assert (source / "config.json").is_file()
+
+
+def test_a_folder_that_came_meanwhile_is_not_overwritten(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def write(*_: Any) -> Any:
+        out.mkdir()
+        (out / "notes").touch()
+
+    monkeypatch.setattr("pilotfish.export.exporter._write", write)
+    for overwrite in (False, True):
+        with pytest.raises(ModelLoadError, match="exists"):
+            export_model(checkpoint, out, overwrite=overwrite)
+        assert [file.name for file in tmp_path.rglob("*")] == ["out", "notes"]
+        (out / "notes").unlink()
+        out.rmdir()
+
+
+def test_an_empty_folder_and_an_older_export_are_overwritten(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    export_model(checkpoint, out, quant="int4", overwrite=True, text=TEXT)
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps(manifest | {"version": 0}))
+    export_model(checkpoint, out, quant="int4", overwrite=True, text=TEXT)
+    assert Manifest.read(out).quant == "int4"
+
+
 def test_command(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
     add_export_parser(parser.add_subparsers())

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import hashlib
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pilotfish.generation import Generation
+from pilotfish.generation import MAX_CLOCK_ATTEMPT, Generation
 from pilotfish_core.drafts import Finish, FinishReason
 from pilotfish_core.errors import FileFormatError
 from pilotfish_core.parameters import SamplingParams
@@ -21,6 +23,7 @@ def generation() -> Generation:
         attempt=3,
         output=[4, 5],
         fingerprint="pf-1",
+        other_fingerprints=["pf-2"],
         finish=Finish(FinishReason.STOP, "x"),
     )
 
@@ -67,3 +70,53 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, kind: str) -> None:
         path.write_text(contents)
     with pytest.raises(FileFormatError, match=r"g\.json"):
         Generation.load(path)
+
+
+def test_a_file_of_an_older_version_is_not_mixed(tmp_path: Path) -> None:
+    path = tmp_path / "g.json"
+    original = generation()
+    original.other_fingerprints = []
+    original.save(path)
+    document = json.loads(path.read_text())
+    body = document["generation"]
+    del body["other_fingerprints"]
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    path.write_text(json.dumps(document | {"sha256": hashlib.sha256(text.encode()).hexdigest()}))
+    loaded = Generation.load(path)
+    assert loaded == original
+    assert not loaded.mixed
+
+
+def test_fingerprints_are_those_that_decided_tokens() -> None:
+    answer = Generation(prompt=(1,), params=SamplingParams())
+    assert list(answer.fingerprints) == []
+    for fingerprint in ("pf-a", "pf-b"):
+        answer.decided_under(fingerprint)
+    assert list(answer.fingerprints) == ["pf-b"], "none of the first's was taken"
+    answer.output.append(5)
+    for fingerprint in ("pf-b", "pf-a", "pf-b", "pf-a"):
+        answer.decided_under(fingerprint)
+    assert list(answer.fingerprints) == ["pf-b", "pf-a"]
+    assert answer.mixed
+
+
+@pytest.mark.parametrize("year", [1970, 2026, 2100])
+def test_attempts_of_a_resume_pass_those_after_the_save(monkeypatch: pytest.MonkeyPatch, year: int) -> None:
+    """The run after the save reconnected some times; the next one begins from the same file, a second later."""
+    now = (year - 1970) * 365.25 * 86400.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    first, second = (Generation(prompt=(1,), params=SamplingParams(), attempt=3) for _ in range(2))
+    first.count_attempts_from_clock()
+    assert first.attempt >= 3
+    now += 1.0
+    second.count_attempts_from_clock()
+    if year == 2026:
+        assert second.attempt >= first.attempt + 4
+    assert first.attempt <= second.attempt <= MAX_CLOCK_ATTEMPT < 2**32
+
+
+def test_attempts_never_go_back() -> None:
+    answer = generation()
+    answer.attempt = MAX_CLOCK_ATTEMPT + 7
+    answer.count_attempts_from_clock()
+    assert answer.attempt == MAX_CLOCK_ATTEMPT + 7

@@ -1,9 +1,18 @@
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
 import pytest
 
-from pilotfish.transport import Address, parse_addresses
-from pilotfish_core.errors import InvalidParameter
+from pilotfish.transport import CHANNEL_OPTIONS, Address, Transport, parse_addresses
+from pilotfish_core.device_core import DeviceConfig
+from pilotfish_core.errors import DeadlineExceeded, InvalidParameter
+from pilotfish_core.proto.v1 import verifier_pb2 as pb
+from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
 
 
 @pytest.mark.parametrize(
@@ -29,3 +38,69 @@ def test_a_bad_address_is_named(text: str) -> None:
 
 def test_a_list_of_addresses() -> None:
     assert parse_addresses("a:1,b:2") == parse_addresses(["a:1", "b:2"]) == (Address("a", 1), Address("b", 2))
+
+
+class StallingVerifier(pb_grpc.VerifierServicer):
+    """Begins to send its tokenizer, and stops."""
+
+    async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeResponse:
+        return pb.DescribeResponse(protocol_version=1)
+
+    async def Generate(self, request_iterator: AsyncIterator[pb.DeviceFrame], context: Any) -> None:  # type: ignore[override]
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED)
+
+    async def FetchTokenizer(self, request: pb.FetchTokenizerRequest, context: Any) -> AsyncIterator[pb.TokenizerChunk]:
+        yield pb.TokenizerChunk(total_size=10, data=b"x")
+        await asyncio.Event().wait()
+
+
+@contextlib.asynccontextmanager
+async def stalling(delay_s: float = 0.0) -> AsyncIterator[Transport]:
+    """A transport to one, over a link whose every packet takes ``delay_s``."""
+    server = grpc.aio.server()
+    pb_grpc.add_VerifierServicer_to_server(StallingVerifier(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", port)
+        for source, sink in ((reader, back), (there, writer)):
+            tasks.add(asyncio.create_task(_carry(source, sink, delay_s)))
+
+    link = await asyncio.start_server(connection, "127.0.0.1", 0)
+    transport = Transport(parse_addresses(f"127.0.0.1:{link.sockets[0].getsockname()[1]}"))
+    try:
+        yield transport
+    finally:
+        await transport.close()
+        await server.stop(None)
+        link.close()
+        await asyncio.gather(*tasks)
+
+
+async def _carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter, delay_s: float) -> None:
+    with contextlib.suppress(ConnectionError):
+        while data := await source.read(65536):
+            await asyncio.sleep(delay_s)
+            sink.write(data)
+    sink.close()
+
+
+async def test_a_tokenizer_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pilotfish.transport.FETCH_TIMEOUT_S", 0.3)
+    async with asyncio.timeout(10), stalling() as transport:
+        with pytest.raises(DeadlineExceeded):
+            await transport.fetch_tokenizer("")
+
+
+async def test_a_slow_link_has_time_to_connect() -> None:
+    async with asyncio.timeout(20), stalling(delay_s=0.4) as transport:
+        assert (await transport.describe()).protocol_version == 1
+
+
+def test_keepalive_stays_behind_the_cores_own_ping() -> None:
+    """Servers punish pings without data; with a stream open the core's ping makes data before the channel asks."""
+    options: dict[str, Any] = dict(CHANNEL_OPTIONS)
+    assert options["grpc.keepalive_time_ms"] > 1000 * DeviceConfig().ping_after_s
+    assert "grpc.keepalive_permit_without_calls" not in options

@@ -218,6 +218,37 @@ async def test_a_newer_attempt_cancels_the_older(verifier: Verifier) -> None:
             await newer.aclose()
 
 
+async def test_a_resume_from_an_older_save_passes_a_stream_that_is_still_half_open(
+    verifier: Verifier, tmp_path: Path
+) -> None:
+    """After the save the device reconnected, then crashed: the verifier has not noticed yet."""
+    params: dict[str, Any] = {"temperature": 0.8, "max_tokens": 1500, "ignore_eos": True, "seed": 5}
+    async with connected(verifier) as crashed:
+        stream = await crashed.generate(PROMPT, **params)
+        await anext(stream)
+        stream.generation.save(tmp_path / "g.json")
+        for _ in range(3):
+            await stream.aclose()
+            stream = await crashed.resume(stream.generation)
+            await anext(stream)
+        await asyncio.sleep(1.0)  # the app starts again
+        async with connected(verifier) as client:
+            resumed = await client.resume(tmp_path / "g.json")
+            await anext(resumed)
+            with pytest.raises(Cancelled, match="superseded"):
+                await stream.result()
+            await resumed.aclose()
+
+
+async def test_a_bad_drafter_does_not_end_the_answer(verifier: Verifier) -> None:
+    vocabulary = verifier.engine.tokenizer.vocab_size
+    expected = await alone(verifier, max_tokens=24, temperature=0.8, seed=2)
+    async with connected(verifier, draft=JunkDrafter(100 * vocabulary)) as client:
+        result = await (await client.generate(PROMPT, max_tokens=24, temperature=0.8, seed=2)).result()
+    assert result.token_ids == expected.token_ids
+    assert f"outside the vocabulary of {vocabulary}" in (result.metrics.drafter_error or "")
+
+
 async def test_closing_the_client_frees_the_verifier(verifier: Verifier) -> None:
     async with connected(verifier) as client:
         stream = await client.generate(PROMPT, max_tokens=1500, ignore_eos=True)

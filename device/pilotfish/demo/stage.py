@@ -19,6 +19,7 @@ from typing import IO, Final
 from pilotfish_core.errors import LocalError, ModelLoadError
 
 START_TIMEOUT_S: Final = 300.0
+MARK_FILE: Final = ".pilotfish-demo"  # in folders that a demo made and a later one may remove
 # A size at which one step of the target on one thread of this decade's server CPUs takes 30 to 40 ms in bfloat16.
 INFLATE_ARGUMENTS: Final = ("--hidden-size", "1280", "--num-layers", "6", "--dtype", "bfloat16")
 
@@ -59,6 +60,7 @@ def inflated_target(reference: Path, work: Path) -> Path:
     if not (out / "config.json").is_file():
         _replace_older(work, "target-")
         _run([sys.executable, "-m", "reference.inflate", str(source), str(out), *INFLATE_ARGUMENTS], reference.parent)
+        (out / MARK_FILE).touch()
     return out
 
 
@@ -70,13 +72,16 @@ def exported_draft(reference: Path, work: Path, quant: str) -> Path:
         _replace_older(work, f"draft-{quant}-")
         command = [sys.executable, "-m", "pilotfish", "export", str(source), "--out", str(out), "--quant", quant]
         _run(command, reference.parent)
+        (out / MARK_FILE).touch()
     return out
 
 
 def _replace_older(work: Path, prefix: str) -> None:
+    """Remove what earlier demos prepared. Other folders of such a name may be anybody's."""
     work.mkdir(parents=True, exist_ok=True)
     for older in work.glob(f"{prefix}*"):
-        shutil.rmtree(older)
+        if (older / MARK_FILE).is_file() and not older.is_symlink():
+            shutil.rmtree(older)
 
 
 def _run(command: Sequence[str], folder: Path) -> None:

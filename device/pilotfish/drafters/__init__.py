@@ -22,7 +22,7 @@ def load_drafter(spec: str | Path | None, *, threads: int = 1) -> Drafter | None
         return None
     if spec == "ngram":
         return NgramDrafter()
-    folder = Path(spec)
+    folder = Path(spec).expanduser()
     if (folder / MANIFEST_FILE).is_file():
         from pilotfish.drafters.onnx import OnnxDrafter  # onnxruntime takes a while to import
 

@@ -17,6 +17,15 @@ VERSION: Final = 1
 HASHED_UP_TO: Final = 64 * 2**20  # bytes; larger files are checked by size only when a drafter is loaded
 
 
+def is_export(folder: Path) -> bool:
+    """Whether the folder was made by an exporter of ours, of this version or another one."""
+    try:
+        value = json.loads((folder / MANIFEST_FILE).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(value, dict) and value.get("format") == FORMAT
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class FileEntry:
     """A file of the folder: size in bytes and SHA-256 (hex)."""

@@ -28,7 +28,7 @@ def add_export_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser.add_argument("--quant", choices=sorted(QUANTS), default="int8", help="weights (default: int8)")
     parser.add_argument("--max-model-len", type=int, metavar="N", help="context length (default: the model's)")
     parser.add_argument("--text-file", metavar="FILE", help="UTF-8 text to measure on")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run_export)
     return parser

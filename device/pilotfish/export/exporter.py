@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from pilotfish.drafters.manifest import FileEntry, KvShape, Manifest
+from pilotfish.drafters.manifest import FileEntry, KvShape, Manifest, is_export
 from pilotfish_core.errors import MissingExtra, ModelLoadError
 from pilotfish_core.tokenizer import TOKENIZER_FILE, Tokenizer
 
@@ -66,8 +66,9 @@ def export_model(
     """Export the Hugging Face folder (or id) ``model_dir`` to the folder ``out_dir`` and measure the result.
 
     ``text`` is what it is measured on. ``progress`` is called with a line per stage. The folder is written
-    beside ``out_dir`` and renamed. Raises ModelLoadError (also when ``out_dir`` exists and ``overwrite`` is
-    not set, or when the graph turns out not to compute the model) and MissingExtra.
+    beside ``out_dir`` and renamed. ``overwrite`` replaces an earlier export or an empty folder, nothing else.
+    Raises ModelLoadError (also when ``out_dir`` exists and may not be replaced, or when the graph turns out not to
+    compute the model) and MissingExtra.
     """
     import time
 
@@ -75,9 +76,9 @@ def export_model(
         raise ModelLoadError(f"cannot export to {to!r}; known: {', '.join(TARGETS)}")
     if quant not in QUANTS:
         raise ModelLoadError(f"unknown quantisation {quant!r}; known: {', '.join(QUANTS)}")
-    out = Path(out_dir).absolute()
-    if out.exists() and not overwrite:
-        raise ModelLoadError(f"{out} exists already")
+    out = Path(out_dir).resolve()
+    _check_replaceable(out, overwrite)
+    _check_apart(Path(model_dir), out)
     begin = time.monotonic()
     staging: Path | None = None
     try:
@@ -85,6 +86,7 @@ def export_model(
         staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
         manifest = _write(str(model_dir), staging, quant, text, context_length, progress)
         staging.chmod(0o755)
+        _check_replaceable(out, overwrite)  # again: minutes have passed
         _replace(staging, out)
     except OSError as error:
         raise ModelLoadError(f"cannot write {out}: {error.strerror or error}") from error
@@ -155,6 +157,26 @@ def _write(
     return manifest
 
 
+def _check_replaceable(out: Path, overwrite: bool) -> None:
+    """Raises ModelLoadError when something is at ``out`` that must stay."""
+    if not out.exists():
+        return
+    if not overwrite:
+        raise ModelLoadError(f"{out} exists already")
+    try:
+        ours = out.is_dir() and (is_export(out) or not any(out.iterdir()))
+    except OSError as error:
+        raise ModelLoadError(f"cannot read {out}: {error.strerror or error}") from None
+    if not ours:
+        raise ModelLoadError(f"{out} exists and is not an exported draft model; it is not overwritten")
+
+
+def _check_apart(source: Path, out: Path) -> None:
+    """Raises ModelLoadError when writing ``out`` would remove the model it is made of."""
+    if source.is_dir() and source.resolve().is_relative_to(out):
+        raise ModelLoadError(f"{out} holds the model to export, {source}; choose another folder to write")
+
+
 def _replace(staging: Path, out: Path) -> None:
     """Rename ``staging`` to ``out``, removing what was there."""
     if not out.exists():
@@ -162,5 +184,9 @@ def _replace(staging: Path, out: Path) -> None:
         return
     old = out.with_name(f".{out.name}-old-{os.getpid()}")
     out.rename(old)
-    staging.rename(out)
+    try:
+        staging.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
     shutil.rmtree(old)

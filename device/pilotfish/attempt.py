@@ -1,0 +1,59 @@
+"""One attempt at a generation: a stream, and the state that its frames leave out."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+
+from pilotfish.transport import DeviceStream, Transport
+from pilotfish_core.errors import InvalidRequest, PilotfishError, Unavailable
+from pilotfish_core.messages import Open
+from pilotfish_core.proto.v1 import verifier_pb2 as pb
+from pilotfish_core.wire import CloudFrameReader, DeviceFrameWriter
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Received:
+    """A frame came."""
+
+    attempt: Attempt
+    frame: pb.CloudFrame
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lost:
+    """The stream ended without a finish, or after it."""
+
+    attempt: Attempt
+    error: PilotfishError
+
+
+class Attempt:
+    """An open stream. ``post`` is called with what comes, Lost last. ``fingerprint`` is the replica's, once opened.
+
+    Raises InvalidRequest, before anything is opened, for a generation that the wire cannot carry.
+    """
+
+    def __init__(
+        self, transport: Transport, number: int, message: Open, post: Callable[[Received | Lost], None]
+    ) -> None:
+        self.writer = DeviceFrameWriter()
+        self.reader = CloudFrameReader()
+        self.fingerprint = ""
+        try:
+            frame = self.writer.open(message)
+        except (ValueError, TypeError) as error:  # a number too large for its field, text that is not Unicode
+            raise InvalidRequest(f"the generation cannot be sent: {error}") from None
+        self.stream: DeviceStream = transport.open(number)
+        self.stream.send(frame)
+        self.task = asyncio.get_running_loop().create_task(self._listen(post))
+
+    async def _listen(self, post: Callable[[Received | Lost], None]) -> None:
+        try:
+            async for frame in self.stream.frames():
+                post(Received(self, frame))
+        except PilotfishError as error:
+            post(Lost(self, error))
+        else:
+            post(Lost(self, Unavailable("the verifier ended the stream without a finish")))

@@ -1,0 +1,68 @@
+"""Measures one run of a generation."""
+
+from __future__ import annotations
+
+from pilotfish.generation import Generation
+from pilotfish.result import Metrics
+from pilotfish.transport import DeviceStream
+from pilotfish_core.device_core import DraftCounts
+
+
+class Figures:
+    """Times and bytes of one run. The driver sets the attributes as it learns them."""
+
+    def __init__(self, generation: Generation, drafter_name: str) -> None:
+        self.drafter_error: str | None = None
+        self.cached_tokens = 0
+        self._generation = generation
+        self._drafter_name = drafter_name
+        self._held_before = len(generation.output)
+        self._started = self._first_at = self._last_at = 0.0
+        self._bytes_up = self._bytes_down = 0
+
+    def start(self, now: float) -> None:
+        """The run begins."""
+        self._started = self._first_at = self._last_at = now
+
+    def delivered(self, count: int, now: float) -> None:
+        """``count`` tokens were just put at the end of the output."""
+        if len(self._generation.output) - self._held_before == count:
+            self._first_at = now
+        self._last_at = now
+
+    def left(self, stream: DeviceStream) -> None:
+        """A stream is not used any more."""
+        self._bytes_up += stream.bytes_up
+        self._bytes_down += stream.bytes_down
+
+    def metrics(self, counts: DraftCounts, stream: DeviceStream | None) -> Metrics:
+        """All figures; ``stream`` is the one in use."""
+        tokens = len(self._generation.output) - self._held_before
+        elapsed = self._last_at - self._started
+        return Metrics(
+            model=self._generation.model,
+            drafter=self._drafter_name,
+            drafter_error=self.drafter_error,
+            seed=self._generation.params.seed,
+            fingerprints=self._generation.fingerprints,
+            prompt_tokens=len(self._generation.prompt),
+            completion_tokens=len(self._generation.output),
+            cached_tokens=self.cached_tokens,
+            elapsed_s=elapsed,
+            ttft_s=self._first_at - self._started,
+            tpot_s=(self._last_at - self._first_at) / max(tokens - 1, 1),
+            tokens_per_s=tokens / elapsed if elapsed > 0 else 0.0,
+            steps=counts.commits,
+            steps_per_token=counts.commits / max(tokens, 1),
+            mean_acceptance_length=tokens / max(counts.commits, 1),
+            draft_tokens=counts.drafted,
+            sent_draft_tokens=counts.sent,
+            accepted_draft_tokens=counts.accepted,
+            recovered_tokens=counts.recovered,
+            bonus_tokens=counts.bonus,
+            cloud_tokens=counts.cloud,
+            rollbacks=counts.rollbacks,
+            reconnects=counts.reconnects,
+            bytes_up=self._bytes_up + (stream.bytes_up if stream else 0),
+            bytes_down=self._bytes_down + (stream.bytes_down if stream else 0),
+        )

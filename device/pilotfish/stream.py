@@ -1,0 +1,82 @@
+"""What ``AsyncClient`` hands out: one answer while it comes, and the deadline that it has."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+
+from pilotfish.driver import GenerationDriver
+from pilotfish.result import Piece, Result
+from pilotfish_core.errors import DeadlineExceeded, PilotfishError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Deadline:
+    """When an answer must be complete: ``at`` on the clock of the event loop."""
+
+    timeout_s: float
+    at: float
+
+    @classmethod
+    def after(cls, timeout_s: float | None) -> Deadline | None:
+        """That long from now; None for no deadline."""
+        return None if timeout_s is None else cls(timeout_s, asyncio.get_running_loop().time() + timeout_s)
+
+    def error(self) -> DeadlineExceeded:
+        """What to say when it has passed."""
+        return DeadlineExceeded(f"the answer was not complete after {self.timeout_s:g} s")
+
+
+class AsyncStream:
+    """One answer while it comes: iterate for pieces, then ask ``result``. Leaving the iteration does not cancel.
+
+    Any number of tasks may iterate and wait for the result: each piece goes to one of those that iterate, the end to
+    all.
+    """
+
+    def __init__(self, driver: GenerationDriver, deadline: Deadline | None) -> None:
+        self.generation = driver.generation
+        self._driver = driver
+        self._task = asyncio.create_task(driver.run())
+        if deadline is not None:
+            timer = asyncio.get_running_loop().call_at(deadline.at, driver.fail, deadline.error())
+            driver.outcome.add_done_callback(lambda _: timer.cancel())
+
+    def __aiter__(self) -> AsyncIterator[Piece]:
+        return self
+
+    async def __anext__(self) -> Piece:
+        item = await self._driver.pieces.get()
+        if isinstance(item, Piece):
+            return item
+        self._driver.pieces.put_nowait(item)  # the end stays there, for whoever else waits or asks again
+        if isinstance(item, PilotfishError):
+            raise item
+        raise StopAsyncIteration
+
+    @property
+    def ended(self) -> bool:
+        """Whether the outcome is known, so that ``result`` does not wait."""
+        return self._driver.outcome.done()
+
+    async def result(self) -> Result:
+        """The whole answer; waits for it, and takes no pieces. Raises what ended it otherwise."""
+        await asyncio.wait([self._driver.outcome])
+        return self.known_result()
+
+    def known_result(self) -> Result:
+        """``result`` once it has ``ended``, from any thread."""
+        outcome = self._driver.outcome.result()
+        if isinstance(outcome, PilotfishError):
+            raise outcome
+        return outcome
+
+    def cancel(self) -> None:
+        """End the generation; the result then has finish_reason "abort" and what was committed."""
+        self._driver.cancel()
+
+    async def aclose(self) -> None:
+        """Cancel if it is still running, and wait until everything is freed."""
+        self._driver.cancel()
+        await asyncio.wait([self._task])

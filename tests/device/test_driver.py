@@ -1,0 +1,212 @@
+"""One generation between a scripted verifier, a drafter and the app."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import pytest
+
+from pilotfish.generation import Generation
+from pilotfish_core.device_core import DeviceConfig
+from pilotfish_core.drafts import Commit, Finish, FinishReason, Origin
+from pilotfish_core.errors import FingerprintMismatch, InvalidRequest, Unavailable
+from pilotfish_core.messages import Opened
+from pilotfish_core.parameters import SamplingParams
+from pilotfish_core.retry import RetryPolicy
+from tests.device.verifiers import (
+    END,
+    LENGTH,
+    PROMPT,
+    TOKENIZER,
+    ListDrafter,
+    Script,
+    ScriptedStream,
+    ScriptedTransport,
+    byte_tokenizer,
+    driving,
+    generation,
+    ids,
+    opened,
+    run,
+)
+
+AT = len(PROMPT)
+
+
+def says(*messages: Opened | Commit, then: Exception | None = None) -> Script:
+    async def script(stream: ScriptedStream) -> AsyncIterator[Opened | Commit]:
+        for message in messages:
+            yield message
+        if then is not None:
+            raise then
+
+    return script
+
+
+def commits(text: str, position: int, finish: Finish | None = None, tail: Sequence[int] = ()) -> Commit:
+    return Commit(position=position, tokens=(*ids(text), *tail), finish=finish)
+
+
+# -- text ----------------------------------------------------------------------------------------------------------
+
+
+async def test_an_end_id_of_the_devices_own_folder_ends_no_text() -> None:
+    """The draft folder may name other end tokens than the target's; the cloud goes on, and so does the text."""
+    verifier = ScriptedTransport(says(opened(), commits("x", AT, tail=[END]), commits("yz", AT + 2, LENGTH)))
+    pieces, result = await run(generation(), verifier)
+    assert result.text == "".join(piece.text for piece in pieces) == "x<end>yz"
+    assert result.token_ids == (*ids("x"), END, *ids("yz"))
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("origin", [Origin.ACCEPTED, Origin.CLOUD])
+async def test_the_text_of_the_end_token_is_hidden(known: bool, origin: Origin) -> None:
+    """The cloud names it; whether this device's tokenizer knows it as an end token does not matter."""
+    last = commits("y", AT + 1, Finish(FinishReason.STOP, END), tail=[END])
+    if origin is Origin.ACCEPTED:
+        last = Commit(position=last.position, tokens=last.tokens, accepted=2, finish=last.finish)
+    verifier = ScriptedTransport(says(opened(), commits("x", AT), last))
+    tokenizer = byte_tokenizer(eos_token_ids=[END] if known else [])
+    pieces, result = await run(generation(), verifier, tokenizer=tokenizer)
+    assert result.text == "".join(piece.text for piece in pieces) == "xy"
+    assert result.token_ids == (*ids("xy"), END)
+    assert result.stop == END
+
+
+async def test_an_end_token_that_was_ignored_keeps_its_text() -> None:
+    verifier = ScriptedTransport(says(opened(), commits("x", AT, LENGTH, tail=[END])))
+    _, result = await run(generation(ignore_eos=True), verifier)
+    assert result.text == "x<end>"
+
+
+async def test_what_might_have_become_a_stop_string_is_shown_before_the_end_token() -> None:
+    verifier = ScriptedTransport(says(opened(), commits("xST", AT, Finish(FinishReason.STOP, END), tail=[END])))
+    pieces, result = await run(generation(stop=["STOP"]), verifier)
+    assert result.text == "".join(piece.text for piece in pieces) == "xST"
+
+
+async def test_a_resume_that_hears_only_now_that_it_had_ended_hides_the_end_token() -> None:
+    answer = generation()
+    answer.output += [*ids("xy"), END]
+    finish = Commit(position=AT + 3, tokens=(), finish=Finish(FinishReason.STOP, END))
+    pieces, result = await run(answer, ScriptedTransport(says(opened(), finish)))
+    assert (pieces, result.text, result.token_ids) == ([], "xy", (*ids("xy"), END))
+
+
+async def test_a_resume_goes_on_with_the_text_that_it_holds() -> None:
+    answer = generation(stop=["STOP"])
+    answer.output += ids("xST")
+    verifier = ScriptedTransport(says(opened(), commits("ay", AT + 3, LENGTH)))
+    pieces, result = await run(answer, verifier)
+    assert result.text == "xSTay"
+    assert pieces[0].text == "STay"  # "ST" was held back
+
+
+# -- fingerprints --------------------------------------------------------------------------------------------------
+
+
+async def test_the_fingerprint_is_that_of_the_first_token() -> None:
+    """The replica that died before it decided anything leaves no trace."""
+    verifier = ScriptedTransport(
+        says(opened("pf-a"), then=Unavailable("gone")),
+        says(opened("pf-b"), commits("x", AT), then=Unavailable("gone")),
+        says(opened("pf-b"), commits("y", AT + 1, LENGTH)),
+    )
+    answer = generation()
+    _, result = await run(answer, verifier)
+    assert [stream.opening.fingerprint for stream in verifier.streams] == ["", "", "pf-b"]
+    assert (answer.fingerprint, answer.mixed) == ("pf-b", False)
+    assert result.metrics.fingerprints == ("pf-b",)
+
+
+async def test_an_empty_answer_that_an_older_version_pinned_is_free_again() -> None:
+    answer = generation()
+    answer.fingerprint = "pf-a"
+    verifier = ScriptedTransport(says(opened("pf-b"), commits("x", AT, LENGTH)))
+    await run(answer, verifier)
+    assert verifier.streams[0].opening.fingerprint == ""
+    assert answer.fingerprint == "pf-b"
+
+
+async def test_going_on_under_another_fingerprint_is_marked() -> None:
+    answer = generation()
+    answer.output += ids("x")
+    answer.fingerprint = "pf-a"
+    verifier = ScriptedTransport(
+        says(opened("pf-c", other_fingerprint=True), then=Unavailable("gone")),  # decided nothing
+        says(opened("pf-b", other_fingerprint=True), commits("x", AT), commits("y", AT + 1, LENGTH)),
+    )
+    _, result = await run(answer, verifier, allow_other_fingerprint=True)
+    assert answer.mixed
+    assert result.metrics.fingerprints == answer.fingerprints == ("pf-a", "pf-b")
+
+
+async def test_a_refused_fingerprint_is_tried_at_the_next_address() -> None:
+    answer = generation()
+    answer.output += ids("x")
+    answer.fingerprint = "pf-a"
+    verifier = ScriptedTransport(
+        says(then=FingerprintMismatch("other")), says(opened("pf-a"), commits("y", AT + 1, LENGTH)), addresses=2
+    )
+    _, result = await run(answer, verifier)
+    assert result.text == "xy"
+    assert not answer.mixed
+
+
+# -- drafters ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [TOKENIZER.vocab_size, -1, 2**40, 1.5, None])
+async def test_a_token_outside_the_vocabulary_ends_the_drafting_not_the_answer(bad: Any) -> None:
+    drafter = ListDrafter([65, bad, 66])
+
+    async def script(stream: ScriptedStream) -> AsyncIterator[Opened | Commit]:
+        yield opened()
+        yield commits("x", AT)
+        await asyncio.to_thread(drafter.asked.wait, 20)
+        await asyncio.sleep(0.2)  # for what might be sent now
+        yield commits("y", AT + 1, LENGTH)
+
+    verifier = ScriptedTransport(script)
+    _, result = await run(generation(), verifier, drafter=drafter, config=DeviceConfig(draft_chunk=3))
+    assert result.text == "xy"
+    assert all(
+        0 <= token < TOKENIZER.vocab_size for stream in verifier.streams for r in stream.runs for token in r.tokens
+    )
+    assert result.metrics.drafter_error is not None
+    if isinstance(bad, int):
+        assert str(bad) in result.metrics.drafter_error
+
+
+# -- time ----------------------------------------------------------------------------------------------------------
+
+
+async def test_a_timer_that_fires_early_is_armed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asyncio.get_running_loop(), "_clock_resolution", 0.2)
+    config = DeviceConfig(ping_after_s=0.03, ping_timeout_s=0.03, retry=RetryPolicy(max_first_attempts=1))
+    with pytest.raises(Unavailable, match="nothing heard"):
+        async with asyncio.timeout(5):
+            await run(generation(), ScriptedTransport(says()), config=config)
+
+
+# -- what cannot be sent -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change", [{"attempt": 2**32}, {"tokenizer_hash": "no hex"}, {"prompt": (2**40,)}, {"model": "\ud800"}]
+)
+async def test_what_the_wire_cannot_carry_opens_no_call(change: dict[str, Any]) -> None:
+    fields: dict[str, Any] = {"prompt": PROMPT, "params": SamplingParams(), "tokenizer_hash": TOKENIZER.hash}
+    verifier = ScriptedTransport(says(opened()))
+    with pytest.raises(InvalidRequest, match="cannot be sent"):
+        await run(Generation(**fields | change), verifier)
+    assert verifier.streams == []
+
+
+async def test_the_outcome_and_the_end_of_the_pieces_are_the_same() -> None:
+    with driving(generation(), ScriptedTransport(says(opened(), commits("x", AT, LENGTH)))) as driver:
+        await driver.run()
+    pieces = [driver.pieces.get_nowait() for _ in range(driver.pieces.qsize())]
+    assert pieces[-1] is driver.outcome.result()
