@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import json
-import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, Final, TextIO
+from typing import Any, Final
 
 from pilotfish.client import Client
 from pilotfish.demo.answers import Answer, answer
@@ -54,10 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.max_tokens < 16:
         raise PilotfishError(f"--max-tokens is {arguments.max_tokens}; the demo needs at least 16 to interrupt")
     with contextlib.ExitStack() as stack:
-        out: TextIO = sys.stdout
-        if arguments.json:
-            out = stack.enter_context(open(os.devnull, "w"))
-        terminal = Terminal(out)
+        terminal = Terminal(io.StringIO() if arguments.json else sys.stdout)
         reference = find_reference(arguments.reference)
         work = Path(arguments.work_dir) if arguments.work_dir else reference.parent / "build" / "demo"
         answers, failovers = _play(arguments, terminal, reference, work.resolve(), stack)
