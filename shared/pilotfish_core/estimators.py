@@ -1,0 +1,192 @@
+"""Online estimates that the policy decides by. No clock: every observation carries its time or its duration, seconds.
+
+All forget: a link, a device or a text changes. What has not been observed is None or a stated prior, never zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Final
+
+RTT_GAIN: Final = 1 / 8  # RFC 6298: of the smoothed round trip
+RTT_SPREAD_GAIN: Final = 1 / 4  # RFC 6298: of its mean deviation
+RTT_MINIMUM_WINDOW_S: Final = 10.0  # as BBR's, so that a changed path shows
+
+
+class Average:
+    """An exponentially weighted average; the first observations count evenly, so that it has no bias to a start."""
+
+    def __init__(self, gain: float) -> None:
+        self._gain = gain
+        self.count = 0
+        self.value: float | None = None
+
+    def observe(self, value: float) -> None:
+        """Take in one observation."""
+        self.count += 1
+        if self.value is None:
+            self.value = value
+        else:
+            self.value += max(self._gain, 1 / self.count) * (value - self.value)
+
+    def or_else(self, default: float) -> float:
+        """The average, or ``default`` before the first observation."""
+        return default if self.value is None else self.value
+
+
+class RoundTrip:
+    """Round-trip time: its recent minimum (the path), its average and its mean deviation (the jitter)."""
+
+    def __init__(self) -> None:
+        self.smoothed: float | None = None
+        self.deviation = 0.0
+        self._lowest: deque[tuple[float, float]] = deque()  # (time, rtt), both ascending: candidates for the minimum
+
+    def observe(self, rtt: float, now: float) -> None:
+        """A round trip of ``rtt`` ended at ``now``."""
+        if self.smoothed is None:
+            self.smoothed, self.deviation = rtt, rtt / 2
+        else:
+            self.deviation += RTT_SPREAD_GAIN * (abs(rtt - self.smoothed) - self.deviation)
+            self.smoothed += RTT_GAIN * (rtt - self.smoothed)
+        while self._lowest and self._lowest[-1][1] >= rtt:
+            self._lowest.pop()
+        self._lowest.append((now, rtt))
+        while now - self._lowest[0][0] > RTT_MINIMUM_WINDOW_S and len(self._lowest) > 1:
+            self._lowest.popleft()
+
+    @property
+    def minimum(self) -> float | None:
+        """The least of the last ten seconds, or the last one."""
+        return self._lowest[0][1] if self._lowest else None
+
+
+class Acceptance:
+    """How likely the next draft token is the target's, given that those before it were.
+
+    Counts of compared tokens, halved every ``half_life`` of them, on top of a weak prior. A comparison is a draft token
+    that the target's choice met: accepted ones, and the first that differed.
+    """
+
+    def __init__(self, *, prior: float = 0.5, weight: float = 2.0, half_life: float = 64.0) -> None:
+        self._keep = 0.5 ** (1 / half_life)
+        self._prior, self._weight = prior, weight
+        self._accepted = self._compared = 0.0
+        self.compared = 0  # in all
+
+    def observe(self, accepted: int, *, refuted: bool) -> None:
+        """``accepted`` tokens in a row were the target's; ``refuted``: the one after them was not."""
+        for match in [1.0] * accepted + [0.0] * refuted:
+            self._accepted = self._accepted * self._keep + match
+            self._compared = self._compared * self._keep + 1.0
+        self.compared += accepted + refuted
+
+    @property
+    def rate(self) -> float:
+        """The estimate, within (0, 1)."""
+        return (self._accepted + self._prior * self._weight) / (self._compared + self._weight)
+
+    @property
+    def upper(self) -> float:
+        """An upper bound at about 95%, Wilson's: what the rate could still be."""
+        return self._bound(+1.0)
+
+    @property
+    def lower(self) -> float:
+        """The lower bound to it."""
+        return self._bound(-1.0)
+
+    def _bound(self, sign: float) -> float:
+        n, z = self._compared, 1.645
+        if n <= 0.0:
+            return 1.0 if sign > 0 else 0.0
+        p = self._accepted / n
+        middle = p + z * z / (2 * n)
+        spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        return min(1.0, max(0.0, (middle + sign * spread) / (1 + z * z / n)))
+
+
+class StepTime:
+    """How long a step takes as a function of its rows: averages at the row counts seen, joined by straight lines.
+
+    Never falling: where a larger step was seen to be faster (noise), both count as one.
+    """
+
+    def __init__(self, *, gain: float = 0.1) -> None:
+        self._gain = gain
+        self._averages: dict[int, Average] = {}
+        self._curve: list[tuple[int, float]] | None = None
+
+    def observe(self, rows: int, duration: float) -> None:
+        """A step of ``rows`` took ``duration``."""
+        self._averages.setdefault(rows, Average(self._gain)).observe(duration)
+        self._curve = None
+
+    @property
+    def known(self) -> bool:
+        """Whether any step was seen."""
+        return bool(self._averages)
+
+    def of(self, rows: int) -> float:
+        """Seconds of a step of ``rows``; beyond what was seen, as the last two points go on (flat from one)."""
+        curve = self._curve = self._curve or self._monotone()
+        if not curve:
+            raise ValueError("no step was observed yet")
+        place = next((i for i, (known, _) in enumerate(curve) if known >= rows), len(curve))
+        if place == 0:
+            return curve[0][1]
+        if place == len(curve):
+            if len(curve) == 1:
+                return curve[0][1]
+            place -= 1
+        (low, fast), (high, slow) = curve[place - 1], curve[place]
+        return fast + (slow - fast) * (rows - low) / (high - low)
+
+    def _monotone(self) -> list[tuple[int, float]]:
+        """Pool adjacent violators (isotonic regression), weighted by the observations that an average stands for."""
+        pools: list[list[float]] = []  # [time x weight, weight, first rows, last rows]
+        for rows, average in sorted(self._averages.items()):
+            weight = min(average.count, 1 / self._gain)
+            pools.append([average.or_else(0.0) * weight, weight, rows, rows])
+            while len(pools) > 1 and pools[-2][0] / pools[-2][1] > pools[-1][0] / pools[-1][1]:
+                time, weight, _, last = pools.pop()
+                pools[-1][0] += time
+                pools[-1][1] += weight
+                pools[-1][3] = last
+        curve: list[tuple[int, float]] = []
+        for time, weight, first, last in pools:
+            curve.append((int(first), time / weight))
+            if last > first:
+                curve.append((int(last), time / weight))
+        return curve
+
+
+class Response:
+    """The cloud's view of a device: how soon after a commit that refuted its draft the new one arrives, and how fast
+    draft tokens follow each other.
+    """
+
+    def __init__(self, *, gain: float = 0.2) -> None:
+        self.delay = Average(gain)  # from the commit to the first token of the new branch
+        self.spread = Average(gain)  # mean deviation of the delay
+        self.gap = Average(gain)  # between draft tokens
+        self._asked_at: float | None = None
+        self._last_at: float | None = None
+
+    def refuted(self, now: float) -> None:
+        """A commit went out that the device must answer with a new branch."""
+        if self._asked_at is None:
+            self._asked_at = now
+        self._last_at = None
+
+    def arrived(self, tokens: int, now: float, *, opens: bool) -> None:
+        """A valid run of ``tokens`` arrived; ``opens``: the first of a branch."""
+        if opens and self._asked_at is not None:
+            delay = now - self._asked_at
+            self.spread.observe(abs(delay - self.delay.or_else(delay)))
+            self.delay.observe(delay)
+            self._asked_at = None
+        elif self._last_at is not None and tokens:
+            self.gap.observe((now - self._last_at) / tokens)
+        self._last_at = now

@@ -1,0 +1,113 @@
+"""What speculation is worth: expected tokens and times of a pipeline of drafts, from few estimates. Pure arithmetic.
+
+The model is the asynchronous scheme seen from the cloud. At time 0 a commit leaves that refuted the draft (a
+*renewal*). The device's new branch begins to arrive ``response`` seconds later, a token every ``gap`` seconds, up to
+``window`` beyond what the device knows to be committed. The cloud may *hold* its next step for a while; else it steps at
+once, without a draft, and the branch stays alive as long as each token it decides so is the drafted one. Each draft
+token is the target's with probability ``acceptance``, given those before it. Between renewals the expected tokens
+divided by the expected time are the rate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Final
+
+MAX_PLAIN_STEPS: Final = 64  # without a draft, after which a branch does not matter any more
+MIN_GAP_S: Final = 1e-5
+
+StepTimeOf = Callable[[int], float]  # rows -> seconds
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """What is known of one generation: see the module. Times in seconds."""
+
+    acceptance: float
+    response: float
+    gap: float
+    window: int
+
+
+def expected_accepted(acceptance: float, drafts: int) -> float:
+    """Mean number of accepted tokens of ``drafts``: a + a^2 + ... + a^drafts."""
+    if acceptance >= 1.0:
+        return float(drafts)
+    return acceptance * (1.0 - acceptance**drafts) / (1.0 - acceptance)
+
+
+def best_rows(acceptance: float, available: int, step_time: StepTimeOf, *, others: int = 0) -> int:
+    """How many of ``available`` draft tokens one generation should verify in a step that has ``others`` more rows."""
+    best, best_rate = 0, 1.0 / step_time(1 + others)
+    for drafts in range(1, available + 1):
+        rate = (1.0 + expected_accepted(acceptance, drafts)) / step_time(1 + drafts + others)
+        if rate > best_rate:
+            best, best_rate = drafts, rate
+    return best
+
+
+def plain_rate(step_time: StepTimeOf) -> float:
+    """Tokens a second without speculation."""
+    return 1.0 / step_time(1)
+
+
+def rate(pipeline: Pipeline, step_time: StepTimeOf, hold: float = 0.0) -> float:
+    """Tokens a second when the cloud holds each step after a renewal for up to ``hold`` seconds."""
+    a, gap = pipeline.acceptance, max(pipeline.gap, MIN_GAP_S)
+    plain = step_time(1)
+    tokens = time = 0.0
+    alive, at = 1.0, hold
+    time += hold
+    for decided in range(MAX_PLAIN_STEPS):
+        arrived = 0 if at < pipeline.response else 1 + math.floor((at - pipeline.response) / gap + 1e-9)
+        drafts = min(arrived - decided, pipeline.window)
+        drafts = best_rows(a, drafts, step_time) if drafts > 0 else 0
+        if drafts > 0:
+            step = step_time(1 + drafts)
+            tokens += alive * (1.0 + expected_accepted(a, drafts))
+            time += alive * step
+            going_on = alive * a ** (drafts + 1)  # all accepted, and the bonus token is the next one drafted
+            tokens_on, time_on = _streak(a, gap, pipeline.window, step_time)
+            tokens += going_on * tokens_on
+            time += going_on * time_on
+            break
+        tokens += alive
+        time += alive * plain
+        alive *= a
+        at += plain
+    return tokens / time
+
+
+def _streak(a: float, gap: float, window: int, step_time: StepTimeOf) -> tuple[float, float]:
+    """Expected tokens and time of steps in a row that all have drafts, until one is refuted."""
+    drafts = max(1, min(window, math.floor(step_time(1) / gap + 1e-9)))
+    drafts = best_rows(a, drafts, step_time) or 1
+    steps = 1.0 / (1.0 - min(a ** (drafts + 1), 0.999))
+    return steps * (1.0 + expected_accepted(a, drafts)), steps * step_time(1 + drafts)
+
+
+def best_hold(pipeline: Pipeline, step_time: StepTimeOf, *, cap: float, late: float = 0.0) -> tuple[float, float]:
+    """The hold that gives the highest rate, at most ``cap`` seconds (0: none pays), and that rate.
+
+    Only times at which a draft token arrives are worth waiting for; ``late`` is how much later than on average it may
+    come and still be waited for.
+    """
+    best, best_rate = 0.0, rate(pipeline, step_time)
+    for count in range(pipeline.window):
+        hold = pipeline.response + count * pipeline.gap
+        if hold + late > cap:
+            break
+        held = rate(pipeline, step_time, hold)
+        if held > best_rate:
+            best, best_rate = hold, held
+    return (best + late if best else 0.0), best_rate
+
+
+def lockstep_rate(pipeline: Pipeline, step_time: StepTimeOf, drafts: int) -> float:
+    """Tokens a second of stop-and-wait at a fixed draft length: the cloud waits for all of them, the device for the
+    commit.
+    """
+    step = step_time(1 + drafts) + pipeline.response + (drafts - 1) * pipeline.gap
+    return (1.0 + expected_accepted(pipeline.acceptance, drafts)) / step

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pilotfish_core.estimators import Acceptance, Average, Response, RoundTrip, StepTime
+
+
+def test_an_average_begins_evenly_and_forgets() -> None:
+    average = Average(0.1)
+    assert average.or_else(7.0) == 7.0
+    for value in (1.0, 2.0, 3.0):
+        average.observe(value)
+    assert average.value == pytest.approx(2.0)
+    for _ in range(100):
+        average.observe(10.0)
+    assert average.value == pytest.approx(10.0, abs=0.01)
+
+
+def test_the_round_trips_minimum_is_that_of_the_last_ten_seconds() -> None:
+    trip = RoundTrip()
+    assert trip.minimum is None
+    for second, rtt in enumerate([0.05, 0.03, 0.04, 0.06, 0.06, 0.05]):
+        trip.observe(rtt, float(second))
+    assert trip.minimum == 0.03
+    for second in range(6, 20):
+        trip.observe(0.2, float(second))
+    assert trip.minimum == 0.2
+    assert trip.smoothed == pytest.approx(0.2, abs=0.03)
+    assert trip.deviation < 0.05
+
+
+@pytest.mark.parametrize("true", [0.1, 0.6, 0.95])
+def test_acceptance_is_found_and_bounded(true: float) -> None:
+    rng, estimate = random.Random(1), Acceptance(half_life=200)
+    assert (estimate.rate, estimate.lower, estimate.upper) == (0.5, 0.0, 1.0)
+    for _ in range(2000):
+        match = rng.random() < true
+        estimate.observe(int(match), refuted=not match)
+    assert estimate.rate == pytest.approx(true, abs=0.08)
+    assert estimate.lower < true < estimate.upper
+
+
+def test_acceptance_follows_a_change() -> None:
+    estimate = Acceptance(half_life=32)
+    estimate.observe(200, refuted=False)
+    assert estimate.lower > 0.9
+    for _ in range(64):
+        estimate.observe(0, refuted=True)
+    assert estimate.upper < 0.45
+
+
+@given(st.lists(st.tuples(st.integers(1, 64), st.floats(0.001, 1.0)), min_size=1, max_size=40), st.integers(1, 200))
+def test_step_time_never_falls_with_rows(seen: list[tuple[int, float]], rows: int) -> None:
+    curve = StepTime()
+    for count, duration in seen:
+        curve.observe(count, duration)
+    assert curve.of(rows) <= curve.of(rows + 1) + 1e-12
+    assert curve.of(rows) > 0
+
+
+def test_step_time_goes_through_what_was_seen() -> None:
+    curve = StepTime()
+    with pytest.raises(ValueError, match="no step"):
+        curve.of(1)
+    curve.observe(1, 0.040)
+    assert (curve.of(1), curve.of(100)) == (0.040, 0.040)
+    curve.observe(9, 0.048)
+    assert curve.of(5) == pytest.approx(0.044)
+    assert curve.of(17) == pytest.approx(0.056)
+    curve.observe(4, 0.030)  # noise: pooled with the row before it
+    assert curve.of(1) == curve.of(4) == pytest.approx(0.035)
+
+
+def test_response_and_gap_of_a_device() -> None:
+    response = Response()
+    response.refuted(1.0)
+    response.refuted(1.1)  # not answered yet: the first one counts
+    response.arrived(1, 1.06, opens=True)
+    assert response.delay.value == pytest.approx(0.06)
+    response.arrived(2, 1.08, opens=False)
+    assert response.gap.value == pytest.approx(0.01)
+    response.refuted(2.0)
+    response.arrived(4, 2.08, opens=True)
+    assert response.delay.value == pytest.approx(0.07)
+    assert response.gap.value == pytest.approx(0.01)  # not over the pause between branches
