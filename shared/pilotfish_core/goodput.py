@@ -2,8 +2,8 @@
 
 The model is the asynchronous scheme seen from the cloud. At time 0 a commit leaves that refuted the draft (a
 *renewal*). The device's new branch begins to arrive ``response`` seconds later, a token every ``gap`` seconds, up to
-``window`` beyond what the device knows to be committed. The cloud may *hold* its next step for a while; else it steps at
-once, without a draft, and the branch stays alive as long as each token it decides so is the drafted one. Each draft
+``window`` beyond what the device knows to be committed. The cloud may *hold* its next step for a while; else it steps
+at once, without a draft, and the branch stays alive as long as each token it decides so is the drafted one. Each draft
 token is the target's with probability ``acceptance``, given those before it. Between renewals the expected tokens
 divided by the expected time are the rate.
 """

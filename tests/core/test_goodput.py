@@ -8,13 +8,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pilotfish_core.goodput import Pipeline, best_hold, best_rows, expected_accepted, lockstep_rate, plain_rate, rate
+from pilotfish_core.goodput import (
+    Pipeline,
+    StepTimeOf,
+    best_hold,
+    best_rows,
+    expected_accepted,
+    lockstep_rate,
+    plain_rate,
+    rate,
+)
+
+
+def linear(base: float, per_row: float) -> StepTimeOf:
+    return lambda rows: base + per_row * (rows - 1)
 
 
 def simulated_rate(pipeline: Pipeline, base: float, per_row: float, hold: float, *, tokens: int, seed: int) -> float:
     """Draft tokens are right with probability ``acceptance``; the device answers each refutation after ``response``."""
     rng = random.Random(seed)
-    step_time = lambda rows: base + per_row * (rows - 1)  # noqa: E731
+    step_time = linear(base, per_row)
     now = 0.0
     renewal, first, right = 0.0, 0, list[bool]()  # of the current branch: when asked for, where it starts, its tokens
     done = 0
@@ -43,7 +56,7 @@ def simulated_rate(pipeline: Pipeline, base: float, per_row: float, hold: float,
 @pytest.mark.parametrize("response", [0.004, 0.024, 0.104])
 def test_the_formula_is_what_the_scheme_does(acceptance: float, response: float) -> None:
     pipeline = Pipeline(acceptance=acceptance, response=response, gap=0.004, window=8)
-    step_time = lambda rows: 0.03 + 0.0005 * (rows - 1)  # noqa: E731
+    step_time = linear(0.03, 0.0005)
     for hold in (0.0, response + 0.008):
         simulated = simulated_rate(pipeline, 0.03, 0.0005, hold, tokens=40_000, seed=5)
         assert rate(pipeline, step_time, hold) == pytest.approx(simulated, rel=0.06)
@@ -61,7 +74,7 @@ def test_speculation_as_planned_never_loses(
     acceptance: float, response: float, gap: float, window: int, base: float, per_row: float
 ) -> None:
     pipeline = Pipeline(acceptance=acceptance, response=response, gap=gap, window=window)
-    step_time = lambda rows: base + per_row * (rows - 1)  # noqa: E731
+    step_time = linear(base, per_row)
     hold, best = best_hold(pipeline, step_time, cap=0.5)
     assert best >= rate(pipeline, step_time) >= plain_rate(step_time) * (1 - 1e-9)
     assert 0 <= hold <= 0.5
@@ -69,7 +82,7 @@ def test_speculation_as_planned_never_loses(
 
 
 def test_a_fast_draft_on_a_short_link_is_waited_for_and_on_a_long_one_is_not() -> None:
-    step_time = lambda rows: 0.036 + 0.0003 * (rows - 1)  # noqa: E731
+    step_time = linear(0.036, 0.0003)
     near = Pipeline(acceptance=0.7, response=0.004, gap=0.0015, window=8)
     hold, held = best_hold(near, step_time, cap=0.05)
     assert 0.004 <= hold <= 0.02
@@ -81,10 +94,10 @@ def test_a_fast_draft_on_a_short_link_is_waited_for_and_on_a_long_one_is_not() -
 
 
 def test_rows_stop_where_they_cost_more_than_they_bring() -> None:
-    assert best_rows(0.05, 8, lambda rows: 0.03 + 0.003 * (rows - 1)) == 0
-    assert best_rows(0.9, 8, lambda rows: 0.03 + 0.0001 * (rows - 1)) == 8
-    assert 1 <= best_rows(0.6, 16, lambda rows: 0.03 + 0.003 * (rows - 1)) < 8
-    assert best_rows(0.9, 0, lambda rows: 0.03) == 0
+    assert best_rows(0.05, 8, linear(0.03, 0.003)) == 0
+    assert best_rows(0.9, 8, linear(0.03, 0.0001)) == 8
+    assert 1 <= best_rows(0.6, 16, linear(0.03, 0.003)) < 8
+    assert best_rows(0.9, 0, linear(0.03, 0.0)) == 0
 
 
 def test_expected_accepted() -> None:
