@@ -5,13 +5,19 @@
 ...     print(piece.text, end="")
 """
 
-from pilotfish.client import AsyncClient, Client, Stream
-from pilotfish.generation import Generation
-from pilotfish.result import Metrics, Piece, Result
-from pilotfish.stream import AsyncStream
-from pilotfish_core.drafts import FinishReason, Origin
-from pilotfish_core.errors import PilotfishError
-from pilotfish_core.parameters import SamplingParams
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pilotfish.client import AsyncClient, Client, Stream
+    from pilotfish.generation import Generation
+    from pilotfish.result import Metrics, Piece, Result
+    from pilotfish.stream import AsyncStream
+    from pilotfish_core.drafts import FinishReason, Origin
+    from pilotfish_core.errors import PilotfishError
+    from pilotfish_core.parameters import SamplingParams
 
 __all__ = [
     "AsyncClient",
@@ -27,3 +33,30 @@ __all__ = [
     "SamplingParams",
     "Stream",
 ]
+
+# Imported when first asked for: the command must be able to say what Ctrl-C does before gRPC is loaded.
+_MODULES = {
+    "AsyncClient": "pilotfish.client",
+    "AsyncStream": "pilotfish.stream",
+    "Client": "pilotfish.client",
+    "FinishReason": "pilotfish_core.drafts",
+    "Generation": "pilotfish.generation",
+    "Metrics": "pilotfish.result",
+    "Origin": "pilotfish_core.drafts",
+    "Piece": "pilotfish.result",
+    "PilotfishError": "pilotfish_core.errors",
+    "Result": "pilotfish.result",
+    "SamplingParams": "pilotfish_core.parameters",
+    "Stream": "pilotfish.client",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(_MODULES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,10 +7,10 @@ import dataclasses
 from collections.abc import Callable
 
 from pilotfish.transport import DeviceStream, Transport
-from pilotfish_core.errors import InvalidRequest, PilotfishError, Unavailable
+from pilotfish_core.errors import InvalidRequest, PilotfishError, PromptTooLong, Unavailable
 from pilotfish_core.messages import Open
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
-from pilotfish_core.wire import CloudFrameReader, DeviceFrameWriter
+from pilotfish_core.wire import MAX_FRAME_BYTES, CloudFrameReader, DeviceFrameWriter
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,7 +32,8 @@ class Lost:
 class Attempt:
     """An open stream. ``post`` is called with what comes, Lost last. ``fingerprint`` is the replica's, once opened.
 
-    Raises InvalidRequest, before anything is opened, for a generation that the wire cannot carry.
+    Raises InvalidRequest, before anything is opened, for a generation that the wire cannot carry, and PromptTooLong
+    for one that does not fit a frame.
     """
 
     def __init__(
@@ -45,6 +46,12 @@ class Attempt:
             frame = self.writer.open(message)
         except (ValueError, TypeError) as error:  # a number too large for its field, text that is not Unicode
             raise InvalidRequest(f"the generation cannot be sent: {error}") from None
+        size = frame.ByteSize()
+        if size > MAX_FRAME_BYTES:
+            raise PromptTooLong(
+                f"a prompt of {len(message.prompt)} tokens and an output of {len(message.output)} take {size} bytes to "
+                f"send; at most {MAX_FRAME_BYTES} can be sent"
+            )
         self.stream: DeviceStream = transport.open(number)
         self.stream.send(frame)
         self.task = asyncio.get_running_loop().create_task(self._listen(post))

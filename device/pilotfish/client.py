@@ -9,8 +9,9 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 
+from pilotfish.draft_thread import DraftThread
 from pilotfish.driver import GenerationDriver
 from pilotfish.generation import Generation
 from pilotfish.preparation import Preparation
@@ -27,6 +28,7 @@ __all__ = ["AsyncClient", "AsyncStream", "Client", "Stream"]
 
 T = TypeVar("T")
 Prompt = str | Sequence[int]
+CLOSE_TIMEOUT_S: Final = 5.0  # that closing waits for a drafter that is busy
 
 
 class AsyncClient:
@@ -56,8 +58,7 @@ class AsyncClient:
         self._model = model
         self._config = config or DeviceConfig(window=window)
         self._allow_other_fingerprint = allow_other_fingerprint
-        # One thread: drafts of several generations take turns, a small model gains nothing from sharing a core.
-        self._executor = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="pilotfish-draft")
+        self._executor = DraftThread()
         self._prepared = Preparation(draft, tokenizer, model, self._executor)
         self._streams: set[AsyncStream] = set()
         self._closed = False
@@ -143,8 +144,8 @@ class AsyncClient:
         await self._prepared.stop()
         await asyncio.gather(*(stream.aclose() for stream in list(self._streams)))
         await self._transport.close()
-        await asyncio.to_thread(self._executor.shutdown)
-        self._prepared.free()
+        if await self._executor.aclose(CLOSE_TIMEOUT_S):
+            self._prepared.free()  # a model that still runs is left alone
 
     async def __aenter__(self) -> Self:
         return self

@@ -7,11 +7,14 @@ import dataclasses
 import operator
 from collections.abc import Callable
 from concurrent.futures import Executor
+from typing import Final
 
 from pilotfish.generation import Generation
 from pilotfish_core.device_core import DraftTask
 from pilotfish_core.drafter import DraftContext, Drafter
 from pilotfish_core.errors import LocalError
+
+CLOSE_TIMEOUT_S: Final = 5.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,9 +56,11 @@ class DraftWorker:
         self._future.add_done_callback(self._finished)
 
     async def close(self) -> None:
-        """Wait for the task that is out, then free the context."""
+        """Wait for the task that is out, but not for one that hangs, then free the context."""
         if self._future is not None:
-            await asyncio.wait([self._future])
+            _, pending = await asyncio.wait([self._future], timeout=CLOSE_TIMEOUT_S)
+            if pending:
+                return  # its context is still in use
         if self._context is not None:
             self._context.close()
 

@@ -15,7 +15,7 @@ from pilotfish.drafting import DraftDone, DraftWorker
 from pilotfish.figures import Figures
 from pilotfish.generation import Generation
 from pilotfish.result import Piece, Result
-from pilotfish.transport import Transport
+from pilotfish.transport import Transport, check_version
 from pilotfish_core.device_core import (
     Action,
     Connect,
@@ -167,6 +167,7 @@ class GenerationDriver:
         return actions
 
     def _opened(self, attempt: Attempt, message: Opened) -> None:
+        check_version(message.protocol_version)
         attempt.fingerprint = message.fingerprint
         self.generation.model = message.model
         self._figures.cached_tokens = message.cached_tokens

@@ -5,15 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import secrets
-import tempfile
 import time
 from pathlib import Path
 from typing import Any, Final
 
+from pilotfish.files import replace_file
 from pilotfish_core.drafts import Finish, FinishReason
-from pilotfish_core.errors import FileFormatError, InvalidParameter, PilotfishError
+from pilotfish_core.errors import FileFormatError, InvalidParameter, InvalidRequest
 from pilotfish_core.messages import GENERATION_ID_BYTES
 from pilotfish_core.parameters import SamplingParams
 
@@ -26,6 +25,7 @@ FORMAT_VERSION: Final = 1
 ATTEMPTS_BEGIN_S: Final = 1_735_689_600
 ATTEMPTS_PER_S: Final = 4
 MAX_CLOCK_ATTEMPT: Final = 2**32 - 2**16
+MAX_ATTEMPT: Final = 2**32 - 1
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
@@ -75,27 +75,21 @@ class Generation:
         self.attempt = max(self.attempt, min(clock, MAX_CLOCK_ATTEMPT))
 
     def save(self, path: str | Path) -> None:
-        """Write to a file, atomically: a crash leaves the old file or the new one."""
-        target = Path(path)
+        """Write to a file, atomically: a crash leaves the old file or the new one. Raises FileFormatError."""
         body = self._to_json()
         document = {"format": FORMAT, "version": FORMAT_VERSION, "sha256": _digest(body), "generation": body}
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        text = json.dumps(document)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(document, file)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+            replace_file(path, text)
+        except OSError as error:
+            raise FileFormatError(f"{path} cannot be written: {error.strerror or error}") from None
 
     @classmethod
     def load(cls, path: str | Path) -> Generation:
         """Read a saved generation. Raises FileFormatError, naming the file and what is wrong with it."""
         try:
             document = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise FileFormatError(f"{path} cannot be read as a saved generation: {error}") from None
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise FileFormatError(f"{path} is not a saved generation")
@@ -104,11 +98,13 @@ class Generation:
                 f"{path} has format version {document.get('version')!r}; this program reads {FORMAT_VERSION}"
             )
         body = document.get("generation")
-        if not isinstance(body, dict) or document.get("sha256") != _digest(body):
-            raise FileFormatError(f"{path} is damaged: its contents do not match their checksum")
         try:
+            if not isinstance(body, dict) or document.get("sha256") != _digest(body):
+                raise FileFormatError(f"{path} is damaged: its contents do not match their checksum")
             return cls._from_json(body)
-        except (KeyError, TypeError, ValueError, PilotfishError) as error:
+        except KeyError as error:
+            raise FileFormatError(f"{path} is damaged: {error} is missing") from None
+        except (TypeError, ValueError, RecursionError, InvalidRequest) as error:
             raise FileFormatError(f"{path} is damaged: {error}") from None
 
     def _to_json(self) -> dict[str, Any]:
@@ -129,18 +125,22 @@ class Generation:
 
     @classmethod
     def _from_json(cls, body: dict[str, Any]) -> Generation:
-        finish = body["finish"]
+        attempt, params = body["attempt"], body["params"]
+        if type(attempt) is not int or not 0 <= attempt <= MAX_ATTEMPT:
+            raise InvalidParameter.of("attempt", attempt, f"an integer in [0, {MAX_ATTEMPT}]")
+        if not isinstance(params, dict):
+            raise InvalidParameter.of("params", params, "an object")
         return cls(
             id=bytes.fromhex(body["id"]),
-            attempt=int(body["attempt"]),
+            attempt=attempt,
             model=str(body["model"]),
             tokenizer_hash=str(body["tokenizer_hash"]),
             fingerprint=str(body["fingerprint"]),
             other_fingerprints=_names("other_fingerprints", body.get("other_fingerprints", [])),  # later than the rest
             prompt=_tokens("prompt", body["prompt"]),
             output=list(_tokens("output", body["output"])),
-            params=SamplingParams.from_mapping(body["params"]),
-            finish=None if finish is None else Finish(FinishReason(finish[0]), finish[1]),
+            params=SamplingParams.from_mapping(params),
+            finish=_finish(body["finish"]),
         )
 
 
@@ -148,6 +148,15 @@ def _tokens(name: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(token) is int and token >= 0 for token in value):
         raise InvalidParameter.of(name, value, "a list of token ids")
     return tuple(value)
+
+
+def _finish(value: object) -> Finish | None:
+    match value:
+        case None:
+            return None
+        case [str(reason), None | int() | str() as stop]:
+            return Finish(FinishReason(reason), stop)
+    raise InvalidParameter.of("finish", value, "null, or a reason and what stopped it")
 
 
 def _names(name: str, value: object) -> list[str]:

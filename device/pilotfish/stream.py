@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 from collections.abc import AsyncIterator
 
 from pilotfish.driver import GenerationDriver
 from pilotfish.result import Piece, Result
-from pilotfish_core.errors import DeadlineExceeded, PilotfishError
+from pilotfish_core.errors import DeadlineExceeded, InvalidParameter, PilotfishError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -20,8 +21,12 @@ class Deadline:
 
     @classmethod
     def after(cls, timeout_s: float | None) -> Deadline | None:
-        """That long from now; None for no deadline."""
-        return None if timeout_s is None else cls(timeout_s, asyncio.get_running_loop().time() + timeout_s)
+        """That long from now; None for no deadline. Raises InvalidParameter for what is not a positive time."""
+        if timeout_s is None:
+            return None
+        if not 0 < timeout_s < math.inf:  # NaN neither
+            raise InvalidParameter.of("timeout", timeout_s, "a positive number of seconds")
+        return cls(timeout_s, asyncio.get_running_loop().time() + timeout_s)
 
     def error(self) -> DeadlineExceeded:
         """What to say when it has passed."""

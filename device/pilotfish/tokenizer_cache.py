@@ -9,6 +9,7 @@ import tempfile
 from concurrent.futures import Executor
 from pathlib import Path
 
+from pilotfish.foreign_text import one_line
 from pilotfish.transport import Transport
 from pilotfish_core.errors import ModelLoadError, TokenizerMismatch, UnknownModel
 from pilotfish_core.tokenizer import Tokenizer
@@ -52,7 +53,8 @@ async def _of_verifier(transport: Transport, model: str, executor: Executor) -> 
     names = [entry.name for entry in described.models]
     chosen = next((entry for entry in described.models if model in ("", entry.name)), None)
     if chosen is None:
-        raise UnknownModel(f"the verifier does not serve model {model!r}; it serves {', '.join(map(repr, names))}")
+        served = one_line(", ".join(map(repr, names)))
+        raise UnknownModel(f"the verifier does not serve model {model!r}; it serves {served}")
     digest = chosen.tokenizer_hash.hex()
     folder = cache_folder() / "tokenizers" / digest
     cached = await loop.run_in_executor(executor, _load_cached, folder, digest)

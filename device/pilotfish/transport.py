@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import re
 from collections.abc import AsyncIterator
 from typing import Any, Final, cast
 
 import grpc
 
+from pilotfish.foreign_text import one_line
 from pilotfish_core.errors import (
     DeadlineExceeded,
     InvalidParameter,
@@ -17,6 +19,7 @@ from pilotfish_core.errors import (
     Unavailable,
     error_of_kind,
 )
+from pilotfish_core.messages import PROTOCOL_VERSION
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
 from pilotfish_core.wire import MAX_FRAME_BYTES
@@ -25,6 +28,7 @@ DEFAULT_PORT: Final = 50051
 MAX_TOKENIZER_BYTES: Final = 64 * 1024 * 1024  # tokenizer.json of today's largest vocabularies is about 20 MB
 UNARY_TIMEOUT_S: Final = 10.0
 FETCH_TIMEOUT_S: Final = 120.0  # of a whole tokenizer.json: 20 MB at 1.3 Mbit/s
+_HINT_MS: Final = re.compile(r"[0-9]{1,9}")
 
 CHANNEL_OPTIONS: Final = [
     ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
@@ -61,7 +65,9 @@ class Address:
         host, colon, port = rest.rpartition(":")
         if not colon or (rest.startswith("[") and rest.endswith("]")):
             host, port = rest, str(DEFAULT_PORT)
-        if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+            raise InvalidParameter.of("server", text, "an address host:port with a port in [1, 65535]")
+        if not host or not host.isprintable():  # what came from the command line may not even be Unicode
             raise InvalidParameter.of("server", text, "an address host:port with a port in [1, 65535]")
         return cls(host, int(port), scheme == "grpcs")
 
@@ -133,14 +139,20 @@ class Transport:
         return DeviceStream(self._stub(self.addresses[number % len(self.addresses)]))
 
     async def describe(self) -> pb.DescribeResponse:
-        """What the first address that answers serves. Raises Unavailable and whatever the verifier says."""
+        """What the first address that answers serves, if it speaks our protocol.
+
+        Raises Unavailable, ProtocolViolation and whatever the verifier says.
+        """
         failure: PilotfishError = Unavailable("no address given")
         for address in self.addresses:
             try:
                 response = await self._stub(address).Describe(pb.DescribeRequest(), timeout=UNARY_TIMEOUT_S)
+                check_version(response.protocol_version)
                 return response
             except grpc.aio.AioRpcError as error:
                 failure = translate(error)
+            except ProtocolViolation as error:
+                failure = error
         raise failure
 
     async def fetch_tokenizer(self, model: str) -> tuple[bytes, tuple[int, ...]]:
@@ -181,13 +193,19 @@ class Transport:
         return cast("pb_grpc.VerifierAsyncStub", pb_grpc.VerifierStub(channel))
 
 
+def check_version(version: int) -> None:
+    """Raises ProtocolViolation for a verifier of another protocol version."""
+    if version != PROTOCOL_VERSION:
+        raise ProtocolViolation(f"the verifier speaks protocol version {version}, this device {PROTOCOL_VERSION}")
+
+
 def translate(error: grpc.aio.AioRpcError) -> PilotfishError:
     """The typed error behind a status: the verifier's own where its metadata names one."""
     metadata = {str(key): value for key, value in (error.trailing_metadata() or ())}
     kind, hint = metadata.get("pilotfish-error"), metadata.get("pilotfish-retry-after-ms")
-    message = error.details() or error.code().name
+    message = one_line(error.details() or "") or error.code().name
     if isinstance(kind, str):
-        retry_after_s = int(hint) / 1000 if isinstance(hint, str) and hint.isdigit() else None
+        retry_after_s = int(hint) / 1000 if isinstance(hint, str) and _HINT_MS.fullmatch(hint) else None
         return error_of_kind(kind, message, retry_after_s=retry_after_s)
     match error.code():
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED | grpc.StatusCode.UNKNOWN:

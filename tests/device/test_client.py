@@ -16,7 +16,14 @@ from pilotfish.client import AsyncClient, Client
 from pilotfish.drafters import load_drafter
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.drafts import Commit, FinishReason
-from pilotfish_core.errors import DeadlineExceeded, InvalidRequest, ModelLoadError, TokenizerMismatch, Unavailable
+from pilotfish_core.errors import (
+    DeadlineExceeded,
+    InvalidParameter,
+    InvalidRequest,
+    ModelLoadError,
+    TokenizerMismatch,
+    Unavailable,
+)
 from pilotfish_core.messages import Opened
 from tests.device.verifiers import (
     LENGTH,
@@ -127,6 +134,15 @@ async def test_the_deadline_covers_the_preparation(silent_address: str) -> None:
             await client.generate("ab", timeout_s=0.2)
         with pytest.raises(DeadlineExceeded, match=r"after 0\.2 s"):
             await client.resume(generation(), timeout_s=0.2)
+
+
+@pytest.mark.parametrize("timeout_s", [float("nan"), 0, -1, float("inf")])
+async def test_a_time_that_is_none(timeout_s: float, silent_address: str) -> None:
+    async with asyncio.timeout(8), AsyncClient(silent_address, draft=None) as client:
+        with pytest.raises(InvalidParameter, match="a positive number"):
+            await client.generate("ab", timeout_s=timeout_s)
+        with pytest.raises(InvalidParameter, match="a positive number"):
+            await client.resume(generation(), timeout_s=timeout_s)
 
 
 async def test_preparing_uses_up_the_time_of_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:

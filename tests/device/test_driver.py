@@ -11,10 +11,11 @@ import pytest
 from pilotfish.generation import Generation
 from pilotfish_core.device_core import DeviceConfig
 from pilotfish_core.drafts import Commit, Finish, FinishReason, Origin
-from pilotfish_core.errors import FingerprintMismatch, InvalidRequest, Unavailable
+from pilotfish_core.errors import FingerprintMismatch, InvalidRequest, PromptTooLong, ProtocolViolation, Unavailable
 from pilotfish_core.messages import Opened
 from pilotfish_core.parameters import SamplingParams
 from pilotfish_core.retry import RetryPolicy
+from pilotfish_core.wire import MAX_FRAME_BYTES
 from tests.device.verifiers import (
     END,
     LENGTH,
@@ -203,6 +204,21 @@ async def test_what_the_wire_cannot_carry_opens_no_call(change: dict[str, Any]) 
     with pytest.raises(InvalidRequest, match="cannot be sent"):
         await run(Generation(**fields | change), verifier)
     assert verifier.streams == []
+
+
+async def test_a_prompt_larger_than_a_frame_opens_no_call() -> None:
+    answer = Generation(prompt=(128,) * (MAX_FRAME_BYTES // 2), params=SamplingParams(), tokenizer_hash=TOKENIZER.hash)
+    verifier = ScriptedTransport(says(opened()))
+    with pytest.raises(PromptTooLong, match=f"{MAX_FRAME_BYTES // 2} tokens .* at most {MAX_FRAME_BYTES} "):
+        await run(answer, verifier)
+    assert verifier.streams == []
+
+
+async def test_a_verifier_that_opens_in_another_protocol_ends_it() -> None:
+    verifier = ScriptedTransport(says(opened(protocol_version=2), commits("x", AT, LENGTH)))
+    with pytest.raises(ProtocolViolation, match="protocol version 2"):
+        await run(generation(), verifier)
+    assert len(verifier.streams) == 1
 
 
 async def test_the_outcome_and_the_end_of_the_pieces_are_the_same() -> None:

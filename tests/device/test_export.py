@@ -23,6 +23,7 @@ from pilotfish_core.parameters import SamplingParams
 from pilotfish_core.tokenizer import Tokenizer
 from tests.device import models as tiny
 
+KV = {"layers": 2, "heads": 2, "head_size": 16, "dtype": "float32"}  # of the tiny models
 TEXT = "for abc in range(3):\n    print(abc)\n"
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-tied": ("Llama", {"tie_word_embeddings": True}),
@@ -177,6 +178,17 @@ def test_folders_that_are_not_whole(exported: ExportReport, tmp_path: Path) -> N
         ({"kv": {}}, "damaged: KeyError"),
         ({"files": {"../model.onnx": {"size": 1, "sha256": ""}}}, "not a plain name"),
         ({"vocab_size": 0}, "not positive"),
+        ({"context_length": float("inf")}, "damaged: .*context_length is inf"),
+        ({"vocab_size": 10**9}, r"model\.onnx has logits of width 260, the manifest a vocabulary of 1000000000"),
+        ({"kv": KV | {"layers": 1_000_000}}, r"model\.onnx has 7 inputs .* not a graph of 1000000 layers"),
+        ({"kv": KV | {"layers": 10**12}}, "layers is 1000000000000"),
+        ({"kv": KV | {"layers": 1}}, "not a graph of 1 layers"),
+        ({"kv": KV | {"heads": 7}}, r"past\.0\.key as .* the manifest says"),
+        ({"kv": KV | {"head_size": 8}}, r"past\.0\.key as .* the manifest says"),
+        ({"kv": KV | {"heads": 2.0}}, r"heads is 2\.0"),
+        ({"kv": KV | {"dtype": "nonsense"}}, "nonsense"),
+        ({"kv": KV | {"dtype": "float16"}}, "float16"),
+        ({"kv": 5}, "damaged: TypeError"),
         ({"files": {}}, "lacks model.onnx"),
         ({"runtime": "coreml"}, "exported for coreml"),
         ({"added_later": 1}, None),

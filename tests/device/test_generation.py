@@ -72,6 +72,62 @@ def test_a_damaged_file_is_refused_by_name(tmp_path: Path, kind: str) -> None:
         Generation.load(path)
 
 
+def sealed(document: dict[str, Any]) -> str:
+    """With the checksum of what it holds."""
+    text = json.dumps(document["generation"], sort_keys=True, separators=(",", ":"))
+    return json.dumps(document | {"sha256": hashlib.sha256(text.encode()).hexdigest()})
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"params": []}, "params"),
+        ({"params": {"temperature": "hot"}}, "temperature"),
+        ({"finish": []}, "finish"),
+        ({"finish": ["stop"]}, "finish"),
+        ({"finish": ["stop", [1]]}, "finish"),
+        ({"finish": ["nonsense", None]}, "nonsense"),
+        ({"attempt": float("inf")}, "attempt"),
+        ({"attempt": -1}, "attempt"),
+        ({"attempt": 2**32}, "attempt"),
+        ({"prompt": {}}, "prompt"),
+        ({"id": 5}, ""),
+        ({"id": "zz"}, ""),
+    ],
+)
+def test_a_file_that_makes_no_sense_is_refused_though_its_checksum_is_right(
+    tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    path = tmp_path / "g.json"
+    generation().save(path)
+    document = json.loads(path.read_text())
+    document["generation"] |= change
+    path.write_text(sealed(document))
+    with pytest.raises(FileFormatError, match=rf"g\.json is damaged: .*{named}"):
+        Generation.load(path)
+
+
+def test_a_file_without_something_and_a_deep_one(tmp_path: Path) -> None:
+    path = tmp_path / "g.json"
+    generation().save(path)
+    document = json.loads(path.read_text())
+    del document["generation"]["params"]
+    path.write_text(sealed(document))
+    with pytest.raises(FileFormatError, match="'params' is missing"):
+        Generation.load(path)
+    path.write_text("[" * 200_000)
+    with pytest.raises(FileFormatError, match=r"g\.json cannot be read"):
+        Generation.load(path)
+
+
+@pytest.mark.parametrize("path", ["", "no/such/folder/g.json", "/proc/x", "n" * 300])
+def test_a_place_that_cannot_be_written(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileFormatError, match="cannot be written"):
+        generation().save(path or tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_file_of_an_older_version_is_not_mixed(tmp_path: Path) -> None:
     path = tmp_path / "g.json"
     original = generation()

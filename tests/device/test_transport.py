@@ -8,9 +8,9 @@ from typing import Any
 import grpc
 import pytest
 
-from pilotfish.transport import CHANNEL_OPTIONS, Address, Transport, parse_addresses
+from pilotfish.transport import CHANNEL_OPTIONS, Address, Transport, parse_addresses, translate
 from pilotfish_core.device_core import DeviceConfig
-from pilotfish_core.errors import DeadlineExceeded, InvalidParameter
+from pilotfish_core.errors import DeadlineExceeded, InvalidParameter, InvalidRequest, ProtocolViolation
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
 
@@ -30,7 +30,22 @@ def test_addresses(text: str, address: Address) -> None:
     assert Address.parse(text) == address
 
 
-@pytest.mark.parametrize("text", ["http://x:1", "host:", "host:0", "host:70000", "host:x", ":5", "", "host:١"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://x:1",
+        "host:",
+        "host:0",
+        "host:70000",
+        "host:x",
+        ":5",
+        "",
+        "host:١",
+        "\udcff:1",
+        "a\nb:1",
+        "h:" + "9" * 5000,
+    ],
+)
 def test_a_bad_address_is_named(text: str) -> None:
     with pytest.raises(InvalidParameter):
         parse_addresses(text)
@@ -40,11 +55,34 @@ def test_a_list_of_addresses() -> None:
     assert parse_addresses("a:1,b:2") == parse_addresses(["a:1", "b:2"]) == (Address("a", 1), Address("b", 2))
 
 
+def test_what_a_verifier_says_is_made_fit_for_a_terminal() -> None:
+    said = "no\x1b[2J\r\n\tway\u202e\x00 " + "x" * 5000
+    error = grpc.aio.AioRpcError(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.aio.Metadata(),
+        grpc.aio.Metadata(("pilotfish-error", "invalid_request"), ("pilotfish-retry-after-ms", "9" * 5000)),
+        details=said,
+    )
+    translated = translate(error)
+    assert isinstance(translated, InvalidRequest)
+    assert translated.retry_after_s is None
+    message = str(translated)
+    assert message.startswith("no [2J way xxx")
+    assert message.isprintable()
+    assert len(message) < 350
+    for code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DATA_LOSS):
+        message = str(translate(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details=said)))
+        assert message.isprintable()
+        assert len(message) < 400
+
+
 class StallingVerifier(pb_grpc.VerifierServicer):
     """Begins to send its tokenizer, and stops."""
 
+    protocol_version = 1
+
     async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeResponse:
-        return pb.DescribeResponse(protocol_version=1)
+        return pb.DescribeResponse(protocol_version=self.protocol_version)
 
     async def Generate(self, request_iterator: AsyncIterator[pb.DeviceFrame], context: Any) -> None:  # type: ignore[override]
         await context.abort(grpc.StatusCode.UNIMPLEMENTED)
@@ -97,6 +135,13 @@ async def test_a_tokenizer_that_does_not_come_is_not_waited_for(monkeypatch: pyt
 async def test_a_slow_link_has_time_to_connect() -> None:
     async with asyncio.timeout(20), stalling(delay_s=0.4) as transport:
         assert (await transport.describe()).protocol_version == 1
+
+
+async def test_a_verifier_of_another_protocol_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StallingVerifier, "protocol_version", 7)
+    async with asyncio.timeout(10), stalling() as transport:
+        with pytest.raises(ProtocolViolation, match="protocol version 7, this device 1"):
+            await transport.describe()
 
 
 def test_keepalive_stays_behind_the_cores_own_ping() -> None:

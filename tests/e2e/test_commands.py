@@ -252,6 +252,27 @@ def test_export_without_its_extra(module: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_export_that_is_stopped_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    with started("pilotfish", "export", DRAFT, "--out", tmp_path / "draft") as process:
+        assert process.stderr is not None
+        assert process.stderr.readline().startswith("export: loading")
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 128 + number
+    assert all(line.startswith("export: ") for line in errors.splitlines()), errors
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["--work-dir", "--svg"])
+def test_a_demo_that_could_not_write(option: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    bad = {"--work-dir": [tmp_path / "file", "/proc/x"], "--svg": [tmp_path, "/dev/null", "/proc/x", "no/such/x.svg"]}
+    for path in bad[option]:
+        work = [] if option == "--work-dir" else ["--work-dir", tmp_path / "work"]
+        one_line(pilotfish("demo", option, path, *work), f"{option} {path}")
+
+
 # -- mistakes of the operator --------------------------------------------------------------------------------------
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +16,8 @@ from pilotfish.demo.report import summary, table
 from pilotfish.demo.stage import VerifierProcess, exported_draft, find_reference, inflated_target
 from pilotfish.demo.terminal import BOLD, DIM, Terminal
 from pilotfish.drafters.junk import JunkDrafter
+from pilotfish.files import check_folder, check_replaceable
+from pilotfish.output import show
 from pilotfish_core.errors import PilotfishError
 
 PROMPTS: Final = (
@@ -54,9 +54,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.max_tokens < 16:
         raise PilotfishError(f"--max-tokens is {arguments.max_tokens}; the demo needs at least 16 to interrupt")
     with contextlib.ExitStack() as stack:
-        terminal = Terminal(io.StringIO() if arguments.json else sys.stdout)
+        terminal = Terminal(silent=arguments.json)
         reference = find_reference(arguments.reference)
         work = Path(arguments.work_dir) if arguments.work_dir else reference.parent / "build" / "demo"
+        check_folder("--work-dir", work)
+        if arguments.svg is not None:
+            check_replaceable("--svg", arguments.svg)
         answers, failovers = _play(arguments, terminal, reference, work.resolve(), stack)
     figures = summary(answers, failovers)
     hybrid = [item for item in answers if item.kind == "hybrid"]
@@ -71,11 +74,11 @@ def run(arguments: argparse.Namespace) -> int:
     terminal.say(f"SHA-256, hybrid + killed verifier + junk: {figures['sha256']['others']}")
     verdict = "identical: no token changed" if figures["identical"] else "DIFFERENT: this is a defect, please report it"
     terminal.say(f"{verdict} ({figures['answers']} answers, {failovers} failover)", BOLD)
-    if arguments.svg:
+    if arguments.svg is not None:
         Path(arguments.svg).write_text(draw(alone[0], hybrid[0], figures), encoding="utf-8")
         terminal.say(f"picture: {arguments.svg}")
     if arguments.json:
-        sys.stdout.write(json.dumps(figures) + "\n")
+        show(json.dumps(figures) + "\n")
     return 0 if figures["identical"] else 1
 
 
@@ -86,7 +89,10 @@ def _play(
     terminal.say("Preparing: inflated target, quantised draft (kept for the next time) ...", DIM)
     target, draft = inflated_target(reference, work), exported_draft(reference, work, arguments.quant)
     terminal.say("Starting two verifiers (bfloat16, deterministic) ...", DIM)
-    verifiers = [stack.enter_context(VerifierProcess(target, *SERVE_ARGUMENTS)) for _ in range(2)]
+    verifiers = [VerifierProcess(target, *SERVE_ARGUMENTS) for _ in range(2)]
+    for verifier in verifiers:
+        stack.callback(verifier.stop)  # first: it does no harm to one that was not started
+        verifier.start()
     for verifier in verifiers:
         verifier.wait_ready()
     terminal.say(f"Ready after {time.monotonic() - began:.0f} s.", DIM)

@@ -16,9 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Final
 
+from pilotfish.signals import held
 from pilotfish_core.errors import LocalError, ModelLoadError
 
 START_TIMEOUT_S: Final = 300.0
+END_TIMEOUT_S: Final = 10.0
 MARK_FILE: Final = ".pilotfish-demo"  # in folders that a demo made and a later one may remove
 # A size at which one step of the target on one thread of this decade's server CPUs takes 30 to 40 ms in bfloat16.
 INFLATE_ARGUMENTS: Final = ("--hidden-size", "1280", "--num-layers", "6", "--dtype", "bfloat16")
@@ -85,9 +87,30 @@ def _replace_older(work: Path, prefix: str) -> None:
 
 
 def _run(command: Sequence[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise LocalError(f"{' '.join(command[1:4])} failed:\n{(done.stderr or done.stdout).strip()[-2000:]}")
+    process: subprocess.Popen[str] | None = None
+    try:
+        with held():
+            process = subprocess.Popen(command, cwd=folder, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        output, errors = process.communicate()
+    except BaseException:
+        if process is not None:
+            _end(process)  # properly: it has folders of its own to remove
+        raise
+    if process.returncode != 0:
+        raise LocalError(f"{' '.join(command[1:4])} failed:\n{(errors or output).strip()[-2000:]}")
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """End a process properly; for good when that takes long, or when a second signal says to hurry."""
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+    try:
+        process.communicate(timeout=END_TIMEOUT_S)
+    except BaseException as error:
+        process.kill()
+        process.communicate()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
 
 
 class VerifierProcess:
@@ -102,7 +125,8 @@ class VerifierProcess:
 
     def start(self) -> None:
         """Begin; ``wait_ready`` waits until it serves."""
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        with held():
+            self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait for the ready line. Raises LocalError with what it said when it ended instead."""
@@ -131,13 +155,7 @@ class VerifierProcess:
         process, self._process = self._process, None
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            process.communicate(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
+        _end(process)
 
     def __enter__(self) -> VerifierProcess:
         self.start()

@@ -8,9 +8,10 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
-from typing import Final, TextIO
+from typing import Final
 
 from pilotfish.demo.answers import Answer
+from pilotfish.output import show
 from pilotfish.result import Piece
 from pilotfish_core.drafts import Origin
 
@@ -29,11 +30,11 @@ LEGEND: Final = (Origin.ACCEPTED, Origin.RECOVERED, Origin.BONUS, Origin.CLOUD)
 
 
 class Terminal:
-    """Writes to a stream; colours and the replay only where it is a terminal (NO_COLOR is honoured)."""
+    """Writes to standard output; colours and the replay only where it is a terminal (NO_COLOR is honoured)."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stdout
-        self.interactive = self._stream.isatty()
+    def __init__(self, *, silent: bool = False) -> None:
+        self._silent = silent
+        self.interactive = not silent and sys.stdout is not None and sys.stdout.isatty()
         self._coloured = self.interactive and "NO_COLOR" not in os.environ
 
     def say(self, text: str = "", style: str = "") -> None:
@@ -78,8 +79,8 @@ class Terminal:
         return f"{style}{text}{RESET}" if self._coloured and style and text else text
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        if not self._silent:
+            show(text)
 
 
 def _column(answer: Answer, at_s: float, width: int) -> list[str]:

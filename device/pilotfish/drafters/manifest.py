@@ -14,6 +14,7 @@ from pilotfish_core.errors import ModelLoadError
 MANIFEST_FILE: Final = "manifest.json"
 FORMAT: Final = "pilotfish-draft"
 VERSION: Final = 1
+MAX_SIZE: Final = 2**31 - 1  # what the graph's int32 positions can count
 HASHED_UP_TO: Final = 64 * 2**20  # bytes; larger files are checked by size only when a drafter is loaded
 
 
@@ -21,7 +22,7 @@ def is_export(folder: Path) -> bool:
     """Whether the folder was made by an exporter of ours, of this version or another one."""
     try:
         value = json.loads((folder / MANIFEST_FILE).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(value, dict) and value.get("format") == FORMAT
 
@@ -88,7 +89,7 @@ class Manifest:
             value = json.loads(file.read_bytes())
         except OSError as error:
             raise ModelLoadError(f"cannot read {file}: {error.strerror or error}") from None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelLoadError(f"{file} is not JSON: {error}") from None
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise ModelLoadError(f"{file} does not describe an exported draft model")
@@ -99,7 +100,7 @@ class Manifest:
             )
         try:
             return cls._of(value)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ModelLoadError(f"{file} is damaged: {type(error).__name__}: {error}") from None
 
     @classmethod
@@ -110,10 +111,13 @@ class Manifest:
             runtime=str(value["runtime"]),
             quant=str(value["quant"]),
             tokenizer_hash=str(value["tokenizer_hash"]),
-            vocab_size=int(value["vocab_size"]),
-            context_length=int(value["context_length"]),
+            vocab_size=_size("vocab_size", value["vocab_size"]),
+            context_length=_size("context_length", value["context_length"]),
             eos_token_ids=tuple(int(token) for token in value["eos_token_ids"]),
-            kv=KvShape(**{field.name: value["kv"][field.name] for field in dataclasses.fields(KvShape)}),
+            kv=KvShape(
+                **{name: _size(f"kv.{name}", value["kv"][name]) for name in ("layers", "heads", "head_size")},
+                dtype=str(value["kv"]["dtype"]),
+            ),
             files={
                 str(name): FileEntry(int(entry["size"]), str(entry["sha256"])) for name, entry in value["files"].items()
             },
@@ -122,9 +126,6 @@ class Manifest:
         for name in manifest.files:
             if Path(name).name != name:
                 raise ValueError(f"file name {name!r} is not a plain name")
-        positive = (manifest.vocab_size, manifest.context_length, manifest.kv.layers, manifest.kv.heads)
-        if min(*positive, manifest.kv.head_size) < 1:
-            raise ValueError("a size is not positive")
         return manifest
 
     def verify(self, folder: Path, *, hashed_up_to: int = HASHED_UP_TO) -> None:
@@ -142,3 +143,9 @@ class Manifest:
                     raise ModelLoadError(f"{file} is damaged: its SHA-256 is not the manifest's")
             except OSError as error:
                 raise ModelLoadError(f"cannot read {file}: {error.strerror or error}") from None
+
+
+def _size(name: str, value: object) -> int:
+    if type(value) is not int or not 1 <= value <= MAX_SIZE:
+        raise ValueError(f"{name} is {value!r:.80}: not positive, or no size")
+    return value

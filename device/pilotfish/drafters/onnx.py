@@ -50,7 +50,7 @@ class OnnxDrafter(Drafter):
         self.tokenizer_hash = self.manifest.tokenizer_hash
         self.max_length: int = self.manifest.context_length
         self.session = _session(self.folder / MODEL_FILE, threads)
-        self.width: int = self.session.get_outputs()[0].shape[-1]  # of a row of logits
+        self.width = _checked_width(self.session, self.manifest, self.folder / MODEL_FILE)  # of a row of logits
 
     def open(self, params: SamplingParams, prompt_length: int) -> OnnxContext:
         """A fresh, empty context with its own KV."""
@@ -259,3 +259,36 @@ def _session(file: Path, threads: int) -> Any:
     except Exception as error:  # its errors share no base class of their own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelLoadError(f"ONNX Runtime cannot load {file}: {reason}") from error
+
+
+def _checked_width(session: Any, manifest: Manifest, file: Path) -> int:
+    """Width of a row of logits. Raises ModelLoadError for a graph that is not the one the manifest describes.
+
+    Buffers are made by the manifest and bound to the graph: one of them alone must not say how large they are.
+    """
+    kv = manifest.kv
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    if (len(inputs), len(outputs)) != (3 + 2 * kv.layers, 1 + 2 * kv.layers):
+        raise ModelLoadError(
+            f"{file} has {len(inputs)} inputs and {len(outputs)} outputs: not a graph of {kv.layers} layers, as the "
+            "manifest says"
+        )
+    types = {"float32": "tensor(float)", "float16": "tensor(float16)"}
+    cache = (types.get(kv.dtype, kv.dtype), 4, kv.heads, kv.head_size)
+    names = [f"{layer}.{kind}" for layer in range(kv.layers) for kind in ("key", "value")]
+    expected = {"input_ids": "tensor(int64)", "seqlens_k": "tensor(int32)", "total_length": "tensor(int32)"}
+    given = {entry.name: entry for entry in inputs} | {entry.name: entry for entry in outputs}
+    for side in ("past", "present"):
+        for name in names:
+            entry = given.get(f"{side}.{name}")
+            found = None if entry is None else (entry.type, len(entry.shape), *entry.shape[1::2])
+            if found != cache:
+                raise ModelLoadError(f"{file} has {side}.{name} as {found}, the manifest says {cache}")
+    for name, kind in expected.items():
+        if name not in given or given[name].type != kind:
+            raise ModelLoadError(f"{file} has no input {name} of {kind}")
+    logits = given.get("logits")
+    width = None if logits is None or logits.type != "tensor(float)" else logits.shape[-1]
+    if type(width) is not int or width < manifest.vocab_size:
+        raise ModelLoadError(f"{file} has logits of width {width}, the manifest a vocabulary of {manifest.vocab_size}")
+    return width

@@ -12,7 +12,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from pilotfish_core.errors import MissingExtra, ModelLoadError
+from pilotfish.export.sizes import check_shapes, check_sizes, stored_shapes
+from pilotfish.foreign_text import one_line
+from pilotfish_core.errors import MissingExtra, ModelLoadError, PilotfishError
 
 ARCHITECTURES: Final = {
     "LlamaForCausalLM": "llama",
@@ -113,18 +115,38 @@ def _load_model(folder: Path) -> Any:
         import transformers
     except ImportError as error:
         raise MissingExtra.of(error.name or "transformers", "export", "exporting a model") from None
+    check_sizes(folder / "config.json")
+    stored = stored_shapes(folder)
     with _quiet(transformers):
         try:
             config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-            names = config.architectures or ["none"]
-            if names[0] not in ARCHITECTURES:
-                raise ModelLoadError(f"{folder} is a {names[0]}; can be exported: {', '.join(sorted(ARCHITECTURES))}")
-            model = transformers.AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
+            name = config.architectures[0] if config.architectures else "none"
+            if name not in ARCHITECTURES:
+                raise ModelLoadError(f"{folder} is a {name}; can be exported: {', '.join(sorted(ARCHITECTURES))}")
+            with torch.device("meta"):
+                expected = transformers.AutoModelForCausalLM.from_config(config).state_dict()
+        except PilotfishError:
+            raise
+        except Exception as error:  # its errors, and those of what it validates with, share no base class
+            raise _unusable(folder / "config.json", error) from error
+        check_shapes(folder, {name: tuple(tensor.shape) for name, tensor in expected.items()}, stored)
+        try:
+            model, report = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                local_files_only=True,
+                output_loading_info=True,
             )
-        except (OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
-            raise ModelLoadError(f"cannot load the model in {folder}: {error}") from error
+        except Exception as error:
+            raise _unusable(folder, error) from error
+    if report["missing_keys"]:  # it would have filled them with random numbers
+        raise ModelLoadError(f"the weights in {folder} lack {min(report['missing_keys'])}, which config.json asks for")
     return model.eval()
+
+
+def _unusable(path: Path, error: Exception) -> ModelLoadError:
+    return ModelLoadError(f"cannot load the model of {path}: {type(error).__name__}: {one_line(str(error))}")
 
 
 def _shape(model: Any, folder: Path, context_length: int | None) -> ModelShape:
@@ -168,7 +190,7 @@ def _quiet(transformers: Any) -> Iterator[None]:
     """No progress bars, log lines or warnings of the library while it loads."""
     logging = transformers.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)  # reports of many lines are errors there; what matters is raised too
     logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pilotfish.export.exporter import QUANTS, TARGETS, export_model
+from pilotfish.output import note, show
 from pilotfish_core.errors import InvalidParameter
 
 if TYPE_CHECKING:
@@ -44,9 +44,9 @@ def run_export(arguments: argparse.Namespace) -> int:
         text=_text(arguments.text_file),
         context_length=arguments.max_model_len,
         overwrite=arguments.overwrite,
-        progress=lambda line: print(f"export: {line}", file=sys.stderr, flush=True),  # noqa: T201
+        progress=lambda line: note(f"export: {line}"),
     )
-    print(json.dumps(report.to_dict(), indent=2) if arguments.json else report.table())  # noqa: T201
+    show((json.dumps(report.to_dict(), indent=2) if arguments.json else report.table()) + "\n")
     return 0
 
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from pilotfish.drafters.manifest import FileEntry, KvShape, Manifest, is_export
+from pilotfish.signals import held
 from pilotfish_core.errors import MissingExtra, ModelLoadError
 from pilotfish_core.tokenizer import TOKENIZER_FILE, Tokenizer
 
 QUANTS: Final[dict[str, int | None]] = {"int8": 8, "int4": 4, "fp32": None}
 TARGETS: Final = ("onnx",)
 _TOKENIZER_FILES: Final = (TOKENIZER_FILE, "tokenizer_config.json", "generation_config.json")
+_SHOWN: Final = 50  # characters of a folder's name in that of its temporary one, which has to fit as well
 # Beyond these the graph does not compute the model; quantisation alone stays well below, on trained weights.
 _WORST_RMS: Final = {"fp32": 1e-3, "int8": 0.2, "int4": 1.0}
 
@@ -83,16 +85,19 @@ def export_model(
     staging: Path | None = None
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        with held():
+            staging = Path(tempfile.mkdtemp(prefix=f".{out.name[:_SHOWN]}-", dir=out.parent))
         manifest = _write(str(model_dir), staging, quant, text, context_length, progress)
         staging.chmod(0o755)
         _check_replaceable(out, overwrite)  # again: minutes have passed
-        _replace(staging, out)
+        with held():
+            _replace(staging, out)
     except OSError as error:
         raise ModelLoadError(f"cannot write {out}: {error.strerror or error}") from error
     finally:
         if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
+            with held():
+                shutil.rmtree(staging, ignore_errors=True)
     return ExportReport(
         folder=out,
         model=manifest.model,
@@ -159,8 +164,11 @@ def _write(
 
 def _check_replaceable(out: Path, overwrite: bool) -> None:
     """Raises ModelLoadError when something is at ``out`` that must stay."""
-    if not out.exists():
-        return
+    try:
+        if not out.exists():
+            return
+    except OSError as error:  # a name that no file can have
+        raise ModelLoadError(f"cannot write {out}: {error.strerror or error}") from None
     if not overwrite:
         raise ModelLoadError(f"{out} exists already")
     try:
@@ -182,7 +190,7 @@ def _replace(staging: Path, out: Path) -> None:
     if not out.exists():
         staging.rename(out)
         return
-    old = out.with_name(f".{out.name}-old-{os.getpid()}")
+    old = out.with_name(f".{out.name[:_SHOWN]}-old-{os.getpid()}")
     out.rename(old)
     try:
         staging.rename(out)
