@@ -13,6 +13,7 @@ from typing import Protocol
 
 from pilotfish_core.drafts import Commit, DraftBuffer, DraftRun, Finish, Origin, RunFate, TokenLogprobs
 from pilotfish_core.errors import PilotfishError, ProtocolViolation, ResumeRefused, Unavailable
+from pilotfish_core.estimators import Acceptance, Response
 
 
 class FinishRule(Protocol):
@@ -104,6 +105,9 @@ class CloudCore:
         self._acknowledged = self.length
         self._paused_since: float | None = None
         self._verifying: tuple[int, ...] | None = None
+        self.acceptance = Acceptance()
+        self.response = Response()
+        self._hold: tuple[float, int] | None = None  # until when, or for how many draft tokens
 
     @property
     def length(self) -> int:
@@ -112,8 +116,23 @@ class CloudCore:
 
     @property
     def runnable(self) -> bool:
-        """Whether a step may be scheduled: running, not paused, none in flight."""
+        """Whether a step may be scheduled: running, not paused, none in flight. A hold is a matter of choice."""
         return self.state is CloudState.RUNNING and self._paused_since is None and self._verifying is None
+
+    @property
+    def refuted(self) -> bool:
+        """Whether the device has to begin a new branch: the last one, if any, is not the target's text."""
+        return not self._buffer.alive
+
+    def hold(self, until: float, tokens: int) -> None:
+        """Wait with the next step until ``tokens`` draft tokens are there, at the latest ``until``."""
+        self._hold = (until, tokens)
+
+    def held(self, now: float) -> bool:
+        """Whether it still waits for a draft."""
+        if self._hold is not None and (now >= self._hold[0] or self.buffered >= self._hold[1]):
+            self._hold = None
+        return self._hold is not None
 
     @property
     def paused(self) -> bool:
@@ -147,8 +166,13 @@ class CloudCore:
         """A draft run arrived. Raises ProtocolViolation (see DraftBuffer.receive)."""
         if self.state is not CloudState.RUNNING:
             return RunFate.STALE
+        opens = run.branch > self._buffer.branch
         fate = self._buffer.receive(run)
         self.counts.stale_runs += fate is not RunFate.KEPT
+        if fate is RunFate.KEPT:
+            self.response.arrived(len(run.tokens), now, opens=opens)
+        elif opens:
+            self.response.refuted(now)  # it was dead on arrival: the device answers a later commit
         return fate
 
     def acknowledge(self, length: int, now: float) -> None:
@@ -210,8 +234,11 @@ class CloudCore:
                 break
         accepted = min(accepted, len(tokens))
         self.counts.record(len(drafted), accepted)
+        self._observe(drafted, targets, accepted)
         self.output.extend(tokens)
         self._buffer.committed()
+        if self.refuted:
+            self.response.refuted(now)
         origin = Origin.CLOUD
         if drafted:
             origin = Origin.BONUS if accepted == len(drafted) else Origin.RECOVERED
@@ -229,20 +256,34 @@ class CloudCore:
         return commit
 
     def next_deadline(self) -> float | None:
-        """When ``expired`` should be asked next; None when nothing is pending."""
-        if self.state is CloudState.RUNNING and self._paused_since is not None:
+        """When to look at it again if nothing happens: the end of a hold, or ``expired``. None: nothing is pending."""
+        if self.state is not CloudState.RUNNING:
+            return None
+        if self._paused_since is not None:
             return self._paused_since + self.limits.acknowledge_timeout_s
-        return None
+        return None if self._hold is None else self._hold[0]
 
     def expired(self, now: float) -> PilotfishError | None:
         """The deadline passed: fails a generation whose device stopped acknowledging, and says so."""
-        deadline = self.next_deadline()
-        if deadline is None or now < deadline:
+        if self.state is not CloudState.RUNNING or self._paused_since is None:
+            return None
+        if now < self._paused_since + self.limits.acknowledge_timeout_s:
             return None
         self.fail(now)
         return Unavailable(
             f"the device acknowledged nothing for {self.limits.acknowledge_timeout_s:g} s; resume to go on"
         )
+
+    def _observe(self, drafted: tuple[int, ...], targets: Sequence[int], accepted: int) -> None:
+        """Learn from the step: also from the draft token at the place of its last target token, which was not verified
+        but can be compared.
+        """
+        if accepted < len(drafted):
+            self.acceptance.observe(accepted, refuted=True)
+            return
+        beyond = self._buffer.peek(accepted + 1)[accepted:]
+        match = beyond == (targets[accepted],)
+        self.acceptance.observe(accepted + match, refuted=bool(beyond) and not match)
 
     @property
     def _unacknowledged(self) -> int:

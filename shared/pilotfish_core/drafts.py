@@ -127,6 +127,11 @@ class DraftBuffer:
         """The highest branch seen, -1 before the first."""
         return self._branch
 
+    @property
+    def alive(self) -> bool:
+        """Whether the branch agrees with the committed prefix, so far as both reach."""
+        return self._alive
+
     def receive(self, run: DraftRun) -> RunFate:
         """Take in a run that arrived.
 

@@ -88,21 +88,30 @@ def _streak(a: float, gap: float, window: int, step_time: StepTimeOf) -> tuple[f
     return steps * (1.0 + expected_accepted(a, drafts)), steps * step_time(1 + drafts)
 
 
-def best_hold(pipeline: Pipeline, step_time: StepTimeOf, *, cap: float, late: float = 0.0) -> tuple[float, float]:
-    """The hold that gives the highest rate, at most ``cap`` seconds (0: none pays), and that rate.
+@dataclasses.dataclass(frozen=True, slots=True)
+class HoldChoice:
+    """To hold for ``tokens`` draft tokens, expected after ``seconds`` (both 0: not to hold), and the rate with it."""
 
-    Only times at which a draft token arrives are worth waiting for; ``late`` is how much later than on average it may
-    come and still be waited for.
+    seconds: float
+    tokens: int
+    rate: float
+
+
+def best_hold(pipeline: Pipeline, step_time: StepTimeOf, *, cap: float, margin: float = 0.0) -> HoldChoice:
+    """The hold that gives the highest rate, at most ``cap`` seconds; none unless it is better by ``margin`` (a share).
+
+    Only times at which a draft token arrives are worth waiting for.
     """
-    best, best_rate = 0.0, rate(pipeline, step_time)
-    for count in range(pipeline.window):
-        hold = pipeline.response + count * pipeline.gap
-        if hold + late > cap:
+    best = HoldChoice(0.0, 0, rate(pipeline, step_time))
+    needed = best.rate * (1.0 + margin)
+    for tokens in range(1, pipeline.window + 1):
+        seconds = pipeline.response + (tokens - 1) * pipeline.gap
+        if seconds > cap:
             break
-        held = rate(pipeline, step_time, hold)
-        if held > best_rate:
-            best, best_rate = hold, held
-    return (best + late if best else 0.0), best_rate
+        held = rate(pipeline, step_time, seconds)
+        if held > max(best.rate, needed):
+            best = HoldChoice(seconds, tokens, held)
+    return best
 
 
 def lockstep_rate(pipeline: Pipeline, step_time: StepTimeOf, drafts: int) -> float:

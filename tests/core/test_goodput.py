@@ -75,22 +75,25 @@ def test_speculation_as_planned_never_loses(
 ) -> None:
     pipeline = Pipeline(acceptance=acceptance, response=response, gap=gap, window=window)
     step_time = linear(base, per_row)
-    hold, best = best_hold(pipeline, step_time, cap=0.5)
-    assert best >= rate(pipeline, step_time) >= plain_rate(step_time) * (1 - 1e-9)
-    assert 0 <= hold <= 0.5
-    assert best == pytest.approx(rate(pipeline, step_time, hold))
+    best = best_hold(pipeline, step_time, cap=0.5)
+    assert best.rate >= rate(pipeline, step_time) >= plain_rate(step_time) * (1 - 1e-9)
+    assert 0 <= best.seconds <= 0.5
+    assert 0 <= best.tokens <= window
+    assert best.rate == pytest.approx(rate(pipeline, step_time, best.seconds))
 
 
 def test_a_fast_draft_on_a_short_link_is_waited_for_and_on_a_long_one_is_not() -> None:
     step_time = linear(0.036, 0.0003)
     near = Pipeline(acceptance=0.7, response=0.004, gap=0.0015, window=8)
-    hold, held = best_hold(near, step_time, cap=0.05)
-    assert 0.004 <= hold <= 0.02
-    assert held > 1.15 * rate(near, step_time)
-    assert held >= max(lockstep_rate(near, step_time, drafts) for drafts in range(1, 9))
+    best = best_hold(near, step_time, cap=0.05)
+    assert 0.004 <= best.seconds <= 0.02
+    assert 1 <= best.tokens <= 8
+    assert best.rate > 1.15 * rate(near, step_time)
+    assert best.rate >= max(lockstep_rate(near, step_time, drafts) for drafts in range(1, 9))
     far = Pipeline(acceptance=0.7, response=0.054, gap=0.0015, window=8)
-    assert best_hold(far, step_time, cap=0.2)[0] == 0.0
-    assert best_hold(near, step_time, cap=0.003)[0] == 0.0
+    assert best_hold(far, step_time, cap=0.2).tokens == 0
+    assert best_hold(near, step_time, cap=0.003).tokens == 0
+    assert best_hold(near, step_time, cap=0.05, margin=0.5).tokens == 0
 
 
 def test_rows_stop_where_they_cost_more_than_they_bring() -> None:

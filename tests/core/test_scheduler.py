@@ -126,7 +126,7 @@ class Bench:
 
     def run(self, limit: int = 2000) -> None:
         for _ in range(limit):
-            if not self.scheduler.has_work:
+            if not self.scheduler.has_work(0.0):
                 return
             assert self.step() is not None
         raise AssertionError(f"no end in sight: {self.scheduler.running} {self.scheduler.waiting}")
@@ -338,7 +338,7 @@ def test_everyone_finishes_with_the_targets_tokens_whatever_happens(data: st.Dat
     for _ in range(3000):
         if joining and chance.random() < 0.3:
             bench.add(joining.pop())
-        elif not joining and not bench.scheduler.has_work:
+        elif not joining and not bench.scheduler.has_work(0.0):
             break
         for one in sequences.values():
             if one.status is not SequenceStatus.RUNNING or chance.random() < 0.5:

@@ -15,7 +15,7 @@ import torch
 
 from pilotfish_cloud.config import ServerConfig
 from pilotfish_cloud.engine.determinism import NORMAL_RULE, calibrate
-from pilotfish_cloud.engine.engine_config import EngineConfig, EngineStats, scheduler_config
+from pilotfish_cloud.engine.engine_config import EngineConfig, EngineStats, scheduler_config, speculation_policy
 from pilotfish_cloud.engine.fingerprint import fingerprint
 from pilotfish_cloud.engine.interface import (
     CommitEvent,
@@ -31,6 +31,7 @@ from pilotfish_cloud.engine.loading import LoadedModel, load_model
 from pilotfish_cloud.engine.model_runner import ModelRunner
 from pilotfish_cloud.engine.opening import Opener
 from pilotfish_cloud.engine.step_sampler import StepSampler
+from pilotfish_cloud.engine.step_times import step_times
 from pilotfish_core.cloud_core import CloudLimits
 from pilotfish_core.drafts import DraftRun
 from pilotfish_core.errors import EngineFailure, PilotfishError, Unavailable
@@ -58,7 +59,9 @@ class EmbeddedEngine(Engine):
             max_len=max_len,
         )
         rule = calibrate(self.runner, max_rows=config.max_num_batched_tokens) if config.deterministic else NORMAL_RULE
-        self.scheduler = Scheduler(scheduling)
+        self.scheduler = Scheduler(scheduling, speculation_policy(config))
+        for rows, seconds in step_times(self.runner, most=config.max_draft_rows + 1):
+            self.scheduler.policy.observe(rows, seconds)
         self._sampler = StepSampler(self.tokenizer)
         limits = CloudLimits(
             max_draft_tokens=config.max_draft_tokens,
@@ -160,6 +163,7 @@ class EmbeddedEngine(Engine):
             draft_rows=counts.draft_rows,
             committed_tokens=self._committed,
             accepted_tokens=self._accepted,
+            holds=counts.holds,
             preemptions=counts.preemptions,
             failures=self._failures,
             running=len(self.scheduler.running),
@@ -221,15 +225,15 @@ class EmbeddedEngine(Engine):
 
     def _step(self) -> bool:
         """One step, if there is anything to run. Whatever goes wrong in it ends what took part, and nothing else."""
-        if not self.scheduler.has_work:
+        began = time.monotonic()
+        if not self.scheduler.has_work(began):
             return False
         step: ScheduledStep | None = None
-        began = time.monotonic()
         try:
             step = self.scheduler.schedule(began)
             if step is None:
                 return False
-            self._execute(step)
+            self._execute(step, began)
         except Exception as error:
             _log.exception("a step failed")
             failure = EngineFailure("the verifier could not compute a step", private=repr(error))
@@ -240,7 +244,7 @@ class EmbeddedEngine(Engine):
         self._step_seconds += time.monotonic() - began
         return True
 
-    def _execute(self, step: ScheduledStep) -> None:
+    def _execute(self, step: ScheduledStep, began: float) -> None:
         self.runner.prepare(step)
         for sequence in step.admitted:
             if sequence.key in self._unopened:
@@ -251,6 +255,8 @@ class EmbeddedEngine(Engine):
         computed = self.runner.forward(step.scheduled)
         outcomes = self._sampler.sample(step.scheduled, computed)
         now = time.monotonic()
+        if all(entry.committed == 1 and entry.yields for entry in step.scheduled):
+            self.scheduler.policy.observe(step.num_rows, now - began)
         done = self.scheduler.complete(step, outcomes, now)
         self.runner.keep(done.stores)
         for sequence, commit in done.commits:

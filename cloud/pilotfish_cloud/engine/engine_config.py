@@ -6,7 +6,8 @@ import dataclasses
 from typing import Final
 
 from pilotfish_cloud.engine.loading import LoadedModel
-from pilotfish_core.scheduling import SchedulerConfig
+from pilotfish_core.errors import InvalidParameter
+from pilotfish_core.scheduling import FixedRows, Goodput, SchedulerConfig, SpeculationPolicy
 
 _GIB: Final = 2**30
 
@@ -26,6 +27,8 @@ class EngineConfig:
     kv_cache_gib: float = 2.0  # of blocks; arenas of running sequences come on top (see kv_store)
     num_blocks: int | None = None  # None: what kv_cache_gib holds
     prefix_cache: bool = True
+    speculation: str = "goodput"  # or fixed: always all drafts up to max_draft_rows, no holds
+    hold_cap_s: float = 0.05
     deterministic: bool = False
     threads: int = 1
 
@@ -41,6 +44,7 @@ class EngineStats:
     draft_rows: int
     committed_tokens: int
     accepted_tokens: int
+    holds: int
     preemptions: int
     failures: int
     running: int
@@ -50,6 +54,15 @@ class EngineStats:
     blocks_kept: int
     cache_hit_tokens: int
     cache_miss_tokens: dict[str, int]
+
+
+def speculation_policy(config: EngineConfig) -> SpeculationPolicy:
+    """What decides about rows and holds. Raises InvalidParameter."""
+    if config.speculation == "fixed":
+        return FixedRows(config.max_draft_rows)
+    if config.speculation != "goodput":
+        raise InvalidParameter.of("speculation", config.speculation, "goodput or fixed")
+    return Goodput(config.max_draft_rows, hold_cap=config.hold_cap_s)
 
 
 def scheduler_config(loaded: LoadedModel, config: EngineConfig, max_len: int) -> SchedulerConfig:

@@ -43,6 +43,7 @@ class ModelRunner:
         parameter = next(loaded.model.parameters())
         self.device, self.dtype = parameter.device, loaded.dtype
         self.shape: ModelShape = loaded.shape
+        self.max_len = max_len
         self.packed = packing_available(self.device, self.dtype)
         self.linears: list[PackedLinear] = pack_linears(loaded.model, packed=self.packed)
         self._backbone: nn.Module = loaded.model.get_submodule("model")

@@ -2,7 +2,7 @@
 
 from pilotfish_core.scheduling.block_manager import BlockManager, IntegrityError
 from pilotfish_core.scheduling.prefix_cache import MissReason, PrefixCache
-from pilotfish_core.scheduling.row_policy import DraftRowPolicy, FixedDraftRows
+from pilotfish_core.scheduling.row_policy import FixedRows, Goodput, Hold, SpeculationPolicy
 from pilotfish_core.scheduling.scheduler import Scheduler, SchedulerConfig, SchedulerCounts
 from pilotfish_core.scheduling.sequence import Sequence, SequenceStatus
 from pilotfish_core.scheduling.step import (
@@ -18,8 +18,9 @@ __all__ = [
     "BlockCopy",
     "BlockManager",
     "CompletedStep",
-    "DraftRowPolicy",
-    "FixedDraftRows",
+    "FixedRows",
+    "Goodput",
+    "Hold",
     "IntegrityError",
     "MissReason",
     "Outcome",
@@ -32,4 +33,5 @@ __all__ = [
     "SchedulerCounts",
     "Sequence",
     "SequenceStatus",
+    "SpeculationPolicy",
 ]

@@ -16,7 +16,7 @@ from pilotfish_core.cloud_core import CloudState
 from pilotfish_core.errors import PilotfishError
 from pilotfish_core.scheduling.block_manager import BlockManager, IntegrityError
 from pilotfish_core.scheduling.prefix_cache import PrefixCache, PrefixMatch, root_hash
-from pilotfish_core.scheduling.row_policy import DraftRowPolicy, FixedDraftRows, fair_shares
+from pilotfish_core.scheduling.row_policy import FixedRows, SpeculationPolicy, fair_shares
 from pilotfish_core.scheduling.sequence import Sequence, SequenceStatus
 from pilotfish_core.scheduling.step import BlockCopy, CompletedStep, Outcome, ScheduledRows, ScheduledStep
 
@@ -57,6 +57,7 @@ class SchedulerCounts:
     decode_rows: int = 0
     draft_rows: int = 0
     preemptions: int = 0
+    holds: int = 0
 
 
 class Scheduler:
@@ -67,9 +68,9 @@ class Scheduler:
     committed tokens stay, nobody notices but the clock.
     """
 
-    def __init__(self, config: SchedulerConfig, policy: DraftRowPolicy | None = None) -> None:
+    def __init__(self, config: SchedulerConfig, policy: SpeculationPolicy | None = None) -> None:
         self.config = config
-        self.policy: DraftRowPolicy = policy or FixedDraftRows(config.max_draft_rows)
+        self.policy: SpeculationPolicy = policy or FixedRows(config.max_draft_rows)
         self.cache = PrefixCache(config.block_size, enabled=config.prefix_cache)
         self.blocks = BlockManager(config.num_blocks, config.block_size, on_reuse=self.cache.reused)
         self.counts = SchedulerCounts()
@@ -77,11 +78,10 @@ class Scheduler:
         self.running: list[Sequence] = []  # by arrival
         self._arrivals = 0
 
-    @property
-    def has_work(self) -> bool:
+    def has_work(self, now: float) -> bool:
         """Whether ``schedule`` would find a runnable sequence."""
-        return any(sequence.runnable for sequence in self.running) or any(
-            sequence.runnable for sequence in self.waiting
+        return any(sequence.runnable(now) for sequence in self.running) or any(
+            sequence.runnable(now) for sequence in self.waiting
         )
 
     def add(self, sequence: Sequence) -> None:
@@ -106,8 +106,8 @@ class Scheduler:
         given to ``complete`` or ``abandon``.
         """
         step = ScheduledStep([], [], [], [])
-        self._admit(step)
-        active = [sequence for sequence in self.running if sequence.runnable]
+        self._admit(step, now)
+        active = [sequence for sequence in self.running if sequence.runnable(now)]
         planned = self._plan(active, now)
         for sequence in active:  # oldest first: only younger ones, not yet placed, are ever preempted for it
             if sequence.status is SequenceStatus.RUNNING and sequence in planned:
@@ -147,6 +147,7 @@ class Scheduler:
                 # The last token's own KV is not computed: its slot still holds a rejected draft's, if any.
                 sequence.computed_len = sequence.committed_len - 1
                 done.commits.append((sequence, commit))
+                self._hold(sequence, now)
             self._offer_blocks(sequence, done.stores)
             if entry.yields and sequence.core.state is not CloudState.RUNNING:
                 done.ended.append(sequence)
@@ -179,9 +180,9 @@ class Scheduler:
                     f"block {block} has {self.blocks.references(block)} references, {held.get(block, 0)} holders"
                 )
 
-    def _admit(self, step: ScheduledStep) -> None:
+    def _admit(self, step: ScheduledStep, now: float) -> None:
         """Let waiting sequences in, by arrival, while there are seats and blocks for all their committed tokens."""
-        for sequence in [sequence for sequence in self.waiting if sequence.runnable]:
+        for sequence in [sequence for sequence in self.waiting if sequence.runnable(now)]:
             if len(self.running) >= self.config.max_num_seqs and not self._preempt_paused(step):
                 break
             match = self._room_for(sequence, step)
@@ -286,6 +287,12 @@ class Scheduler:
             step.loads = [copy for copy in step.loads if copy.sequence is not sequence]
         else:
             step.preempted.append(sequence)
+
+    def _hold(self, sequence: Sequence, now: float) -> None:
+        hold = self.policy.hold(sequence, len(self.running) - 1, now)
+        if hold is not None:
+            self.counts.holds += 1
+            sequence.core.hold(now + hold.seconds, hold.tokens)
 
     def _offer_blocks(self, sequence: Sequence, stores: list[BlockCopy]) -> None:
         """Hash the blocks that became full and wholly computed, and offer them to the prefix cache."""

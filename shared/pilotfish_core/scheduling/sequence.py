@@ -89,7 +89,6 @@ class Sequence:
         """Whether the next row yields a token."""
         return self.uncomputed == 1
 
-    @property
-    def runnable(self) -> bool:
-        """Whether a step may take it: its core is running, not paused, in no step."""
-        return self.core.runnable
+    def runnable(self, now: float) -> bool:
+        """Whether a step should take it: its core is running, not paused, in no step and not held for a draft."""
+        return self.core.runnable and not self.core.held(now)

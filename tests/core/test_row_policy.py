@@ -1,0 +1,127 @@
+"""What the cloud does with drafts: rows by their worth, holds where they pay, others never wait."""
+
+from __future__ import annotations
+
+import pytest
+
+from pilotfish_core.drafts import DraftRun
+from pilotfish_core.scheduling import FixedRows, Goodput, Hold, Scheduler, SchedulerConfig, Sequence, SpeculationPolicy
+from tests.core.test_scheduler import VOCABULARY, answer, sequence, target
+
+
+def policy_of(times: dict[int, float], **options: float) -> Goodput:
+    policy = Goodput(8, **options)
+    for rows, seconds in times.items():
+        policy.observe(rows, seconds)
+    return policy
+
+
+CHEAP = {1: 0.030, 9: 0.032}
+DEAR = {1: 0.030, 9: 0.090}
+
+
+def known(key: str, accepted: int, refuted: int) -> Sequence:
+    one = sequence(key, [1, 2, 3], 40)
+    one.core.acceptance.observe(accepted, refuted=False)
+    for _ in range(refuted):
+        one.core.acceptance.observe(0, refuted=True)
+    return one
+
+
+def test_rows_go_to_the_drafts_that_are_worth_them() -> None:
+    good, bad = known("good", 60, 4), known("bad", 4, 60)
+    assert policy_of(CHEAP).draft_rows([good], [8], 31, 0.0) == [8]
+    assert policy_of(DEAR).draft_rows([bad], [8], 31, 0.0) == [0]
+    rows = policy_of({1: 0.030, 9: 0.045, 17: 0.080}).draft_rows([bad, good], [8, 8], 30, 0.0)
+    assert rows[0] <= 1 < 4 <= rows[1]
+    assert sum(policy_of(CHEAP).draft_rows([good, good], [8, 8], 5, 0.0)) == 5
+    assert Goodput(8).draft_rows([bad, good], [8, 3], 31, 0.0) == [8, 3]  # nothing is known of the step
+
+
+def test_a_hold_needs_a_device_that_answers_soon_and_well() -> None:
+    policy = policy_of(CHEAP)
+    one = known("a", 40, 10)
+    assert policy.hold(one, 0, 0.0) is None  # nothing is known of its pace
+    for _ in range(5):
+        one.core.response.refuted(0.0)
+        one.core.response.arrived(1, 0.004, opens=True)
+        one.core.response.arrived(1, 0.006, opens=False)
+    hold = policy.hold(one, 0, 0.0)
+    assert hold is not None
+    assert 0.004 <= hold.seconds <= 0.02
+    assert 1 <= hold.tokens <= 8
+    assert policy_of(CHEAP, hold_cap=0.003).hold(one, 0, 0.0) is None
+    slow = known("slow", 40, 10)
+    slow.core.response.refuted(0.0)
+    slow.core.response.arrived(1, 0.080, opens=True)
+    assert policy_of(CHEAP, hold_cap=0.2).hold(slow, 0, 0.0) is None
+    junk = known("junk", 0, 40)
+    junk.core.response.refuted(0.0)
+    junk.core.response.arrived(1, 0.002, opens=True)
+    assert policy.hold(junk, 0, 0.0) is None
+    assert FixedRows(8).hold(one, 0, 0.0) is None
+
+
+class Holding:
+    """Holds sequence ``a`` after each commit."""
+
+    def draft_rows(self, candidates: list[Sequence], available: list[int], budget: int, now: float) -> list[int]:
+        return [min(count, 8) for count in available]
+
+    def hold(self, sequence: Sequence, others: int, now: float) -> Hold | None:
+        return Hold(0.010, 2) if sequence.key == "a" else None
+
+    def observe(self, rows: int, seconds: float) -> None:
+        pass
+
+
+def step(scheduler: Scheduler, now: float) -> list[str]:
+    """Keys of those who took part."""
+    from pilotfish_core.scheduling import Sampled
+
+    planned = scheduler.schedule(now)
+    if planned is None:
+        return []
+    outcomes = {
+        entry.sequence.key: Sampled(
+            [target((*entry.sequence.tokens, *entry.draft[:row])) for row in range(entry.yields)]
+        )
+        for entry in planned.scheduled
+    }
+    scheduler.complete(planned, outcomes, now)
+    scheduler.check_integrity()
+    return sorted(outcomes)
+
+
+def test_a_held_sequence_sits_out_and_the_others_go_on() -> None:
+    holding: SpeculationPolicy = Holding()  # type: ignore[assignment]
+    scheduler = Scheduler(SchedulerConfig(max_model_len=64, num_blocks=64, block_size=4), holding)
+    one, other = sequence("a", [1, 2, 3], 30), sequence("b", [4, 5], 30)
+    scheduler.add(one)
+    scheduler.add(other)
+    assert step(scheduler, 0.0) == ["a", "b"]
+    assert one.core.next_deadline() == pytest.approx(0.010)
+    assert step(scheduler, 0.004) == ["b"]
+    right = answer([1, 2, 3], 30)
+    one.core.receive(DraftRun(0, 4, tuple(right[1:2])), 0.005)
+    assert step(scheduler, 0.006) == ["b"]  # two were waited for
+    one.core.receive(DraftRun(0, 5, tuple(right[2:3])), 0.007)
+    assert step(scheduler, 0.008) == ["a", "b"]
+    assert one.core.output == right[:4]
+    assert step(scheduler, 0.012) == ["b"]
+    assert step(scheduler, 0.019) == ["a", "b"]  # its time is over
+    assert one.core.output == right[:5]
+
+
+def test_what_was_not_verified_is_compared_all_the_same() -> None:
+    scheduler = Scheduler(SchedulerConfig(max_model_len=64, num_blocks=64, block_size=4), FixedRows(0))
+    one = sequence("a", [1, 2, 3], 30)
+    scheduler.add(one)
+    right = answer([1, 2, 3], 30)
+    step(scheduler, 0.0)
+    one.core.receive(DraftRun(0, 4, (right[1], right[2], (right[3] + 1) % VOCABULARY)), 0.0)
+    for _ in range(3):
+        step(scheduler, 0.0)
+    assert one.core.acceptance.compared == 3
+    assert one.core.refuted
+    assert one.core.counts.draft_tokens == 0
