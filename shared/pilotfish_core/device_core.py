@@ -18,6 +18,7 @@ import enum
 import random
 from collections.abc import Sequence
 
+from pilotfish_core.draft_policy import DraftPolicy, DraftPolicyConfig
 from pilotfish_core.drafts import Commit, DraftRun, Finish, FinishReason, Origin, TokenLogprobs
 from pilotfish_core.errors import PilotfishError, ProtocolViolation, Unavailable
 from pilotfish_core.messages import Opened, Ping, Pong
@@ -28,12 +29,14 @@ from pilotfish_core.retry import RetryPolicy
 class DeviceConfig:
     """How far and how the device drafts, and when it worries about the link."""
 
-    window: int = 8  # draft tokens beyond the last commit that the device knows
+    window: int = 16  # at most so many draft tokens beyond the last commit that the device knows
+    adaptive: bool = True  # choose how many, when to send them, and whether to draft at all; False: always ``window``
     draft_chunk: int = 1  # tokens per draft task: small, so that a commit is noticed soon
     acknowledge_every: int = 32  # committed tokens; draft runs that open a branch acknowledge for free
     retry: RetryPolicy = dataclasses.field(default_factory=RetryPolicy)
     ping_after_s: float = 20.0  # of silence, before Opened too; under the 60 s after which proxies close idle streams
     ping_timeout_s: float = 10.0
+    measure_every_s: float = 1.0  # between pings that measure the round trip, while drafting
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -156,15 +159,19 @@ class DeviceCore:
         self._config = config
         self._jitter = jitter or random.Random()
         self._drafting = drafting
-        self._window = config.window
+        self.policy = DraftPolicy(DraftPolicyConfig(window=config.window, adaptive=config.adaptive))
+        self._granted = config.window  # draft tokens that the cloud takes
         self._max_length: int | None = None  # the target's context, known once opened
-        # The draft: _tail holds tokens at [length, length + len(_tail)), all sent once streaming. A tail that is
-        # dropped bumps _epoch, so that the result of a task begun before is seen to be stale.
+        # The draft: _tail holds tokens at [length, length + len(_tail)), of which those below _sent have been sent on
+        # the current branch. A tail that is dropped bumps _epoch, so that the result of a task begun before is seen to
+        # be stale.
         self._tail: list[int] = []
+        self._sent = 0
+        self._flush_at: float | None = None  # when the tokens not yet sent are, at the latest
         self._branch = -1
         self._branch_open = False  # whether the current branch has been sent on this stream
         self._epoch = 0
-        self._task: tuple[DraftTask, int] | None = None
+        self._task: tuple[DraftTask, int, float] | None = None  # what is out, of which epoch, since when
         self._synced = 0  # the drafter's first tokens that equal prompt + output + tail
         self._drafter_dry = False  # it had nothing to propose; asked again after the next commit
         self._acknowledged = 0
@@ -174,6 +181,7 @@ class DeviceCore:
         self._retry_at: float | None = None
         self._heard_at = 0.0
         self._ping: tuple[Ping, float] | None = None
+        self._measured_at = 0.0  # when the last ping was sent
         self._nonce = 0
 
     @property
@@ -204,14 +212,16 @@ class DeviceCore:
         self.state = DeviceState.STREAMING
         self._ever_opened = True
         self._heard_at = now
-        self._window = min(self._config.window, message.max_draft_tokens)
+        self._granted = min(self._config.window, message.max_draft_tokens)
         self._max_length = message.max_model_len
         self._acknowledged = self.length
-        self._branch, self._branch_open = -1, False
+        self._branch, self._branch_open, self._sent = -1, False, 0
+        self._measured_at = now - self._config.measure_every_s
+        self.policy.reconnected()
         # An acknowledgement must come before the cloud pauses for the lack of it.
         self._acknowledge_every = max(1, min(self._config.acknowledge_every, message.max_unacknowledged // 2))
         self._limit_tail()
-        return self._send(tuple(self._tail))
+        return self._flush()
 
     def committed(self, commit: Commit, now: float) -> list[Action]:
         """The cloud committed tokens. What is known already is dropped; a gap loses the stream, which resumes."""
@@ -233,7 +243,7 @@ class DeviceCore:
         if fresh:
             self._failures = 0
             self._count(commit, known)
-            self._advance(fresh)
+            self._advance(fresh, now)
             actions.append(
                 Deliver(
                     fresh,
@@ -245,6 +255,8 @@ class DeviceCore:
             self.state = DeviceState.FINISHED
             self._forget_draft()
             return [*actions, End(commit.finish)]
+        if self._flush_at is None and self._unsent and not self.policy.paused:
+            actions += self._flush()  # drafted while paused
         if self.length - self._acknowledged >= self._acknowledge_every:
             self._acknowledged = self.length
             actions.append(SendAcknowledge(self.length))
@@ -260,7 +272,7 @@ class DeviceCore:
         if count <= 0:
             return None
         task = DraftTask(self._synced, self._context(self._synced), count)
-        self._task = (task, self._epoch)
+        self._task = (task, self._epoch, now)
         self._synced = task.start
         return task
 
@@ -268,8 +280,10 @@ class DeviceCore:
         """The drafter's result for the task that is out; none means that it has nothing to propose."""
         if self._task is None:
             raise ValueError("a draft was brought that was not asked for")
-        (task, epoch), self._task = self._task, None
+        (task, epoch, began), self._task = self._task, None
         self.counts.drafted += len(tokens)
+        if len(task.extend) <= 2:  # more is the drafter's prefill
+            self.policy.drafted(len(tokens), now - began)
         if self.ended:
             return []
         fresh = tuple(tokens)
@@ -278,12 +292,15 @@ class DeviceCore:
         else:
             self._synced = task.start + len(fresh)
             self._drafter_dry = not fresh
-        before = len(self._tail)
         self._tail.extend(fresh)
         self._limit_tail()
-        if self.state is not DeviceState.STREAMING:
+        if self.state is not DeviceState.STREAMING or not self._unsent or self.policy.paused:
             return []
-        return self._send(tuple(self._tail[before:]))
+        if self._drafter_dry or len(self._tail) >= self._draft_limit():
+            return self._flush()
+        if self._flush_at is None:
+            self._flush_at = now + (self.policy.flush_s if self._config.adaptive else 0.0)
+        return self._flush() if now >= self._flush_at else []
 
     def drafter_failed(self) -> None:
         """The drafter cannot go on; the cloud decodes alone from here."""
@@ -295,6 +312,7 @@ class DeviceCore:
         """A pong arrived."""
         self._heard_at = now
         if self._ping is not None and self._ping[0].nonce == message.nonce:
+            self.policy.round_trip.observe(now - self._ping[1], now)
             self._ping = None
         return []
 
@@ -314,6 +332,7 @@ class DeviceCore:
         self.counts.reconnects += 1
         self._retry_at = now + delay
         self._ping = None
+        self._flush_at = None
         return []
 
     def cancel(self, now: float) -> list[Action]:
@@ -333,9 +352,8 @@ class DeviceCore:
         if self.state is DeviceState.WAITING:
             return self._retry_at
         if self.state in (DeviceState.CONNECTING, DeviceState.STREAMING):
-            if self._ping is not None:
-                return self._ping[1] + self._config.ping_timeout_s
-            return self._heard_at + self._config.ping_after_s
+            deadline = self._ping_at if self._ping is None else self._ping[1] + self._config.ping_timeout_s
+            return deadline if self._flush_at is None else min(deadline, self._flush_at)
         return None
 
     def expired(self, now: float) -> list[Action]:
@@ -345,11 +363,27 @@ class DeviceCore:
             return []
         if self.state is DeviceState.WAITING:
             return self._connect(now)
+        actions: list[Action] = []
+        if self._flush_at is not None and now >= self._flush_at:
+            actions += self._flush()
         if self._ping is not None:
-            return self.lost(Unavailable(f"nothing heard from the verifier for {now - self._heard_at:.0f} s"), now)
-        self._nonce += 1
-        self._ping = (Ping(self._nonce), now)
-        return [SendPing(self._ping[0])]
+            if now >= self._ping[1] + self._config.ping_timeout_s:
+                lost = Unavailable(f"nothing heard from the verifier for {now - self._heard_at:.0f} s")
+                return [*actions, *self.lost(lost, now)]
+        elif now >= self._ping_at:
+            self._nonce += 1
+            self._measured_at = now
+            self._ping = (Ping(self._nonce), now)
+            actions.append(SendPing(self._ping[0]))
+        return actions
+
+    @property
+    def _ping_at(self) -> float:
+        """When to send the next ping: after a silence, and now and then to measure the round trip."""
+        silent = self._heard_at + self._config.ping_after_s
+        if self.state is not DeviceState.STREAMING or not self._drafting:
+            return silent
+        return min(silent, self._measured_at + self._config.measure_every_s)
 
     def _connect(self, now: float) -> list[Action]:
         self.state = DeviceState.CONNECTING
@@ -365,14 +399,14 @@ class DeviceCore:
 
     def _draft_limit(self) -> int:
         """How long the tail may be: the window, and no token that could not be committed before the last one."""
-        limit = min(self._window, self._max_tokens - len(self.output) - 1)
+        limit = min(self.policy.window, self._granted, self._max_tokens - len(self.output) - 1)
         if self._max_length is not None:
             limit = min(limit, self._max_length - self.length - 1)
         return max(limit, 0)
 
     def _limit_tail(self) -> None:
-        """Cut what is beyond the limit, which a new stream may have lowered."""
-        limit = self._draft_limit()
+        """Cut what is beyond the limit, which a new stream may have lowered; what is sent stays."""
+        limit = max(self._draft_limit(), self._sent - self.length)
         if len(self._tail) > limit:
             del self._tail[limit:]
             self._synced = min(self._synced, self.length + limit)
@@ -387,13 +421,17 @@ class DeviceCore:
             return (*after, *self._tail[skipped:])
         return (*self._prompt[start:], *self.output, *self._tail)
 
-    def _advance(self, fresh: tuple[int, ...]) -> None:
+    def _advance(self, fresh: tuple[int, ...], now: float) -> None:
         """Move the committed prefix: keep the tail where it agrees, drop it where the target went elsewhere."""
         agreed = 0
         while agreed < min(len(fresh), len(self._tail)) and self._tail[agreed] == fresh[agreed]:
             agreed += 1
+        refuted = agreed < min(len(fresh), len(self._tail))
+        self.policy.committed(len(fresh), agreed, refuted=refuted, now=now)
         if agreed == len(fresh):
             del self._tail[:agreed]
+            if self.length + agreed > self._sent:
+                self._branch_open = False  # the cloud went past what was sent: a continuation would be taken for stale
         else:
             self.counts.rollbacks += agreed < len(self._tail)
             self._synced = min(self._synced, self.length + agreed)
@@ -404,6 +442,7 @@ class DeviceCore:
     def _forget_draft(self) -> None:
         self._tail.clear()
         self._branch_open = False
+        self._flush_at = None
         self._epoch += 1
 
     def _salvage(self, task: DraftTask, tokens: tuple[int, ...]) -> tuple[int, ...]:
@@ -422,9 +461,16 @@ class DeviceCore:
         self._synced = task.start + len(tokens)
         return tokens[agreed:]
 
-    def _send(self, tokens: tuple[int, ...]) -> list[Action]:
-        """Send tokens that were just put at the end of the tail."""
-        if not tokens:
+    @property
+    def _unsent(self) -> int:
+        """Tokens of the tail that have not been sent on the current branch."""
+        return self.length + len(self._tail) - (max(self._sent, self.length) if self._branch_open else self.length)
+
+    def _flush(self) -> list[Action]:
+        """Send what has not been sent of the tail."""
+        self._flush_at = None
+        count = self._unsent
+        if not count or self.policy.paused:
             return []
         acknowledged = None
         if not self._branch_open:
@@ -432,9 +478,10 @@ class DeviceCore:
             self._branch_open = True
             if self._acknowledged < self.length:
                 acknowledged = self._acknowledged = self.length
-        start = self.length + len(self._tail) - len(tokens)
-        self.counts.sent += len(tokens)
-        return [SendDraft(DraftRun(self._branch, start, tokens), acknowledged)]
+        start = self.length + len(self._tail) - count
+        self._sent = start + count
+        self.counts.sent += count
+        return [SendDraft(DraftRun(self._branch, start, tuple(self._tail[-count:])), acknowledged)]
 
     def _count(self, commit: Commit, known: int) -> None:
         self.counts.commits += 1

@@ -21,10 +21,11 @@ from pilotfish_core.device_core import (
     End,
     SendAcknowledge,
     SendDraft,
+    SendPing,
 )
 from pilotfish_core.drafts import Commit, DraftRun, Finish, FinishReason
 from pilotfish_core.errors import Unavailable
-from pilotfish_core.messages import Acknowledged, Opened
+from pilotfish_core.messages import Acknowledged, Opened, Ping, Pong
 from pilotfish_core.retry import RetryPolicy
 
 VOCABULARY = 4
@@ -61,8 +62,8 @@ class Link:
     """One stream: two ordered queues, and what the specification needs to know about it."""
 
     cloud: CloudCore
-    up: list[DraftRun | Acknowledged]
-    down: list[Opened | Commit]
+    up: list[DraftRun | Acknowledged | Ping]
+    down: list[Opened | Commit | Pong]
     received: list[DraftRun]
     verified: set[tuple[int, int]]
 
@@ -78,6 +79,8 @@ class ProtocolMachine(RuleBasedStateMachine):
         max_draft=st.integers(1, 12),
         max_unacknowledged=st.integers(1, 20),
         acknowledge_every=st.integers(1, 40),
+        adaptive=st.booleans(),
+        tick=st.sampled_from([0.0001, 0.01, 0.3]),
     )
     def begin(
         self,
@@ -90,11 +93,14 @@ class ProtocolMachine(RuleBasedStateMachine):
         max_draft: int,
         max_unacknowledged: int,
         acknowledge_every: int,
+        adaptive: bool,
+        tick: float,
     ) -> None:
         self.prompt, self.max_tokens, self.salt, self.quality = tuple(prompt), max_tokens, salt, quality
         self.reference = target_alone(self.prompt, max_tokens, salt)
         self.limits = CloudLimits(max_draft_tokens=max_draft, max_unacknowledged=max_unacknowledged)
         self.window = window
+        self.ticking = tick
         self.now = 0.0
         self.link: Link | None = None
         self.task: DraftTask | None = None
@@ -109,6 +115,7 @@ class ProtocolMachine(RuleBasedStateMachine):
             config=DeviceConfig(
                 window=window,
                 draft_chunk=chunk,
+                adaptive=adaptive,
                 acknowledge_every=acknowledge_every,
                 retry=RetryPolicy(max_attempts=10**6, max_first_attempts=10**6),
             ),
@@ -132,6 +139,9 @@ class ProtocolMachine(RuleBasedStateMachine):
                 case SendAcknowledge(length):
                     assert self.link is not None
                     self.link.up.append(Acknowledged(length))
+                case SendPing(ping):
+                    assert self.link is not None
+                    self.link.up.append(ping)
                 case Deliver(tokens):
                     self.delivered.extend(tokens)
                 case End():
@@ -162,7 +172,7 @@ class ProtocolMachine(RuleBasedStateMachine):
             self.link.down.append(commit)
 
     def tick(self) -> None:
-        self.now += 0.01
+        self.now += self.ticking
 
     @property
     def running(self) -> bool:
@@ -176,6 +186,9 @@ class ProtocolMachine(RuleBasedStateMachine):
         assert self.link is not None
         self.tick()
         message = self.link.up.pop(0)
+        if isinstance(message, Ping):
+            self.link.down.append(Pong(message.nonce))
+            return
         for _ in range(1 + duplicate):
             if isinstance(message, Acknowledged):
                 self.link.cloud.acknowledge(message.length, self.now)
@@ -191,6 +204,9 @@ class ProtocolMachine(RuleBasedStateMachine):
         message = self.link.down.pop(0)
         if isinstance(message, Opened):
             self.act(self.device.opened(message, self.now))
+            return
+        if isinstance(message, Pong):
+            self.act(self.device.heard(message, self.now))
             return
         link = self.link
         for _ in range(1 + duplicate):
@@ -256,15 +272,27 @@ class ProtocolMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.running)
     @rule()
+    def wait(self) -> None:
+        """Until the device's next deadline: it sends what it has gathered, asks whether the link lives, or gives up."""
+        self.reach_deadline()
+        if self.device.state is DeviceState.WAITING:
+            self.link = None
+            self.reach_deadline()
+
+    def reach_deadline(self) -> None:
+        deadline = self.device.next_deadline()
+        assert deadline is not None
+        self.now = max(self.now, deadline)
+        self.act(self.device.expired(self.now))
+
+    @precondition(lambda self: self.running)
+    @rule()
     def cut(self) -> None:
         """Everything in flight is lost; another replica goes on from what the device holds."""
         self.tick()
         self.link = None
         self.act(self.device.lost(Unavailable("cut"), self.now))
-        deadline = self.device.next_deadline()
-        assert deadline is not None
-        self.now = max(self.now, deadline)
-        self.act(self.device.expired(self.now))
+        self.reach_deadline()
 
     @precondition(lambda self: self.device.ended)
     @rule()
@@ -333,6 +361,8 @@ class ProtocolMachine(RuleBasedStateMachine):
                 self.begin_draft()
                 if self.link.cloud.runnable:
                     self.begin_step(3)
+                elif self.task is None:
+                    self.wait()
         assert self.device.state is DeviceState.FINISHED
         assert self.device.output == self.reference
         assert len(self.ends) == 1
