@@ -1,0 +1,161 @@
+"""The device's choices: it ramps, stops what does not pay, says why, and begins again when it does."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from pilotfish_core.device_core import DeviceConfig, DeviceCore, SendDraft, SendPing
+from pilotfish_core.draft_policy import DraftPolicy, DraftPolicyConfig, DraftReason, depth
+from pilotfish_core.drafts import Commit, Origin
+from pilotfish_core.messages import Opened, Pong
+
+STEP_S = 0.036
+
+
+def run(
+    policy: DraftPolicy, tokens: int, quality: float, *, draft_s: float, begin: float = 0.0, seed: int = 0
+) -> float:
+    """One token a commit; compared with a draft where the policy asks for one. Returns the time at the end."""
+    rng, now = random.Random(seed), begin
+    for _ in range(tokens):
+        now += STEP_S
+        if policy.window:
+            policy.drafted(1, draft_s)
+            match = rng.random() < quality
+            policy.committed(1, int(match), refuted=not match, now=now)
+        else:
+            policy.committed(1, 0, refuted=False, now=now)
+    return now
+
+
+def test_a_good_draft_ramps_up() -> None:
+    policy = DraftPolicy(DraftPolicyConfig(window=16))
+    assert (policy.window, policy.reason) == (2, DraftReason.RAMP)
+    run(policy, 40, 0.9, draft_s=0.002)
+    assert policy.reason is DraftReason.USEFUL
+    assert policy.window == 16
+    assert not policy.paused
+    assert (policy.gain or 0.0) > 0.5
+
+
+def test_junk_is_paused_soon_and_begins_again_when_it_is_good() -> None:
+    policy = DraftPolicy(DraftPolicyConfig(window=16))
+    now = run(policy, 40, 0.0, draft_s=0.002)
+    assert policy.paused
+    assert policy.reason is DraftReason.USELESS
+    assert policy.pauses == 1
+    now = run(policy, 400, 0.0, draft_s=0.002, begin=now)
+    assert policy.paused
+    probes = policy.acceptance.compared
+    assert probes < 40  # of 440 tokens
+    run(policy, 400, 0.9, draft_s=0.002, begin=now)
+    assert not policy.paused
+    assert policy.reason is DraftReason.USEFUL
+
+
+def test_a_device_slower_than_the_target_does_not_draft() -> None:
+    policy = DraftPolicy(DraftPolicyConfig(window=16))
+    policy.round_trip.observe(0.02, 0.0)
+    run(policy, 40, 0.6, draft_s=3 * STEP_S)
+    assert policy.paused
+    assert policy.reason is DraftReason.SLOW
+    assert policy.explain()["draft_ms"] == pytest.approx(108.0)
+
+
+def test_without_adaptation_it_drafts_on() -> None:
+    policy = DraftPolicy(DraftPolicyConfig(window=5, adaptive=False))
+    run(policy, 40, 0.0, draft_s=0.002)
+    assert (policy.window, policy.paused) == (5, False)
+
+
+def test_the_explanation_has_the_numbers() -> None:
+    policy = DraftPolicy(DraftPolicyConfig())
+    assert policy.explain()["gain"] is None
+    policy.round_trip.observe(0.05, 1.0)
+    run(policy, 30, 0.8, draft_s=0.004)
+    explained = policy.explain()
+    assert explained["reason"] == "useful"
+    assert explained["round_trip_ms"] == 50.0
+    assert explained["step_ms"] == pytest.approx(36.0)
+    assert 1.0 <= explained["flush_ms"] <= 8.0
+
+
+def test_depth() -> None:
+    assert (depth(0.0), depth(0.5), depth(0.9), depth(1.0)) == (1, 4, 28, 300)
+
+
+def streaming(**options: object) -> DeviceCore:
+    config = DeviceConfig(window=8, measure_every_s=1000.0, **options)  # type: ignore[arg-type]
+    device = DeviceCore(prompt=(1, 2), output=[], max_tokens=100, config=config, drafting=True)
+    device.start(0.0)
+    device.opened(Opened(model="m", fingerprint="f", max_model_len=500, max_draft_tokens=8, max_unacknowledged=64), 0.0)
+    (ping,) = device.expired(0.0)
+    assert isinstance(ping, SendPing)
+    device.heard(Pong(ping.ping.nonce), 0.0)
+    return device
+
+
+def draft(device: DeviceCore, token: int, now: float) -> list[tuple[int, tuple[int, ...]]]:
+    assert device.draft_task(now) is not None
+    actions = device.drafted([token], now)
+    return [(action.run.start, action.run.tokens) for action in actions if isinstance(action, SendDraft)]
+
+
+def test_tokens_are_gathered_before_they_are_sent() -> None:
+    device = streaming()
+    device.committed(Commit(2, (5,), 0, Origin.CLOUD), 0.0)
+    for agreed in range(6):
+        device.policy.committed(1, 1, refuted=False, now=0.04 * (agreed + 1))
+    assert device.policy.flush_s == pytest.approx(0.004)
+    assert draft(device, 7, 0.300) == []
+    assert draft(device, 8, 0.302) == []
+    assert device.next_deadline() == pytest.approx(0.304)
+    assert device.expired(0.3039) == []
+    (action,) = device.expired(0.304)
+    assert isinstance(action, SendDraft)
+    assert (action.run.start, action.run.tokens) == (3, (7, 8))
+    assert draft(device, 9, 0.306) == []
+    assert draft(device, 10, 0.311) == [(5, (9, 10))]
+
+
+def test_what_the_cloud_decided_before_it_was_sent_begins_a_new_branch() -> None:
+    device = streaming()
+    for agreed in range(6):
+        device.policy.committed(1, 1, refuted=False, now=0.04 * (agreed + 1))
+    assert draft(device, 7, 0.300) == []
+    device.expired(0.304)
+    assert draft(device, 8, 0.305) == []
+    assert draft(device, 9, 0.306) == []
+    actions = device.committed(Commit(2, (7, 8), 1, Origin.BONUS), 0.307)
+    assert not any(isinstance(action, SendDraft) for action in actions)
+    (action,) = device.expired(0.309)
+    assert isinstance(action, SendDraft)
+    assert (action.run.branch, action.run.start, action.run.tokens) == (1, 4, (9,))
+
+
+def test_paused_drafts_are_not_sent() -> None:
+    device = streaming()
+    now, sent = 0.0, 0
+    for position in range(2, 90):
+        now += STEP_S
+        task = device.draft_task(now)
+        if task is not None:
+            sent += sum(isinstance(action, SendDraft) for action in device.drafted([9], now + 0.001))
+        sent += sum(isinstance(action, SendDraft) for action in device.expired(now + 0.02))
+        device.committed(Commit(position, (5,), 0, Origin.CLOUD), now + 0.03)
+    assert device.policy.paused
+    assert 1 <= sent <= 12
+    assert device.policy.reason is DraftReason.USELESS
+
+
+def test_the_round_trip_is_measured_while_drafting() -> None:
+    device = streaming()
+    device._config = DeviceConfig(measure_every_s=1.0)
+    device._measured_at = 0.0
+    (action,) = device.expired(1.0)
+    assert isinstance(action, SendPing)
+    device.heard(Pong(action.ping.nonce), 1.05)
+    assert device.policy.round_trip.smoothed == pytest.approx(0.05 / 8)
+    assert device.next_deadline() == pytest.approx(2.0)
