@@ -18,6 +18,7 @@ from pilotfish.demo.stage import VerifierProcess
 from pilotfish.drafters.junk import JunkDrafter
 from pilotfish.drafters.oracle import OracleDrafter
 from pilotfish.result import Metrics
+from pilotfish_core.device_core import DeviceConfig
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.drafts import FinishReason
 from pilotfish_core.noise import derive_seed
@@ -76,7 +77,9 @@ class Verifiers:
 
     def __init__(self, target: Path, *, dtype: str, deterministic: bool) -> None:
         self._target = target
-        self._arguments = ("--dtype", dtype, "--threads", "1", *["--deterministic"] * deterministic)
+        # Fixed: every draft is verified, however bad it is; what is tested is that this changes nothing.
+        fixed = ("--speculation", "fixed", "--threads", "1")
+        self._arguments = ("--dtype", dtype, *fixed, *["--deterministic"] * deterministic)
         self._processes: list[VerifierProcess] = []
         self.starts = 0
 
@@ -274,9 +277,10 @@ def _take(run: Run, metrics: Metrics) -> None:
 async def _clients(
     bench: Bench, verifiers: Verifiers, draft: str | Path | Drafter | None, window: int
 ) -> AsyncIterator[list[AsyncClient]]:
+    config = DeviceConfig(window=window, adaptive=False)
     async with contextlib.AsyncExitStack() as stack:
         clients = [
-            AsyncClient(address, draft=draft, tokenizer=bench.tokenizer, window=window)
+            AsyncClient(address, draft=draft, tokenizer=bench.tokenizer, config=config)
             for address in verifiers.addresses
         ]
         for client in clients:

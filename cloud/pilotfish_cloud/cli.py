@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pilotfish_cloud.config import DTYPES, ServerConfig
+from pilotfish_cloud.config import DTYPES, SPECULATIONS, ServerConfig
 from pilotfish_core.errors import MissingExtra, ModelLoadError, PilotfishError
 
 if TYPE_CHECKING:
@@ -55,6 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--max-model-len", type=int, help="longest prompt + output (default: the model's context)")
     serve.add_argument("--max-num-seqs", type=int, default=64, help="generations in one batch")
     serve.add_argument("--max-num-batched-tokens", type=int, default=512, help="rows in one step")
+    serve.add_argument(
+        "--speculation", default="goodput", choices=SPECULATIONS,
+        help="verify as many draft tokens as raise the goodput and hold steps where that pays, or always all, no holds",
+    )  # fmt: skip
+    serve.add_argument("--hold-cap", type=float, default=50.0, metavar="MS", help="the longest hold of a step")
     serve.add_argument("--max-draft-tokens", type=int, default=32, help="draft tokens held per generation")
     serve.add_argument("--shutdown-timeout", type=float, default=30.0, help="seconds to finish in after SIGTERM")
     serve.add_argument("--insecure", action="store_true", help="allow a bind beyond loopback without keys and TLS")
@@ -78,6 +83,8 @@ def _serve(arguments: argparse.Namespace) -> None:
         max_num_seqs=arguments.max_num_seqs,
         max_num_batched_tokens=arguments.max_num_batched_tokens,
         max_draft_tokens=arguments.max_draft_tokens,
+        speculation=arguments.speculation,
+        hold_cap_ms=arguments.hold_cap,
         shutdown_timeout_s=arguments.shutdown_timeout,
         insecure=arguments.insecure,
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from pilotfish_core.errors import InvalidParameter
 
 DTYPES = ("float32", "bfloat16")
+SPECULATIONS = ("goodput", "fixed")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,6 +31,8 @@ class ServerConfig:
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512
     max_draft_tokens: int = 32
+    speculation: str = "goodput"
+    hold_cap_ms: float = 50.0
     max_unacknowledged: int = 512
     shutdown_timeout_s: float = 30.0
     insecure: bool = False
@@ -37,6 +40,10 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise InvalidParameter.of("--dtype", self.dtype, " or ".join(DTYPES))
+        if self.speculation not in SPECULATIONS:
+            raise InvalidParameter.of("--speculation", self.speculation, " or ".join(SPECULATIONS))
+        if not 0 <= self.hold_cap_ms <= 10_000:
+            raise InvalidParameter.of("--hold-cap", self.hold_cap_ms, "milliseconds in [0, 10000]")
         for name, low, high in (
             ("port", 0, 65535),
             ("http_port", 0, 65535),

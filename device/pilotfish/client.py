@@ -47,7 +47,7 @@ class AsyncClient:
         draft: str | Path | Drafter | None = "auto",
         tokenizer: str | Path | Tokenizer | None = None,
         model: str = "",
-        window: int = 8,
+        window: int = 16,
         config: DeviceConfig | None = None,
         allow_other_fingerprint: bool = False,
         root_certificates: bytes | None = None,

@@ -270,7 +270,7 @@ class GenerationDriver:
             token_ids=tuple(self.generation.output),
             finish_reason=reason,
             stop=end.finish.stop,
-            metrics=self._figures.metrics(self._core.counts, None if self._attempt is None else self._attempt.stream),
+            metrics=self._figures.metrics(self._core, None if self._attempt is None else self._attempt.stream),
         )
 
     def _close(self, item: Result | PilotfishError) -> None:

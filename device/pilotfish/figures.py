@@ -5,7 +5,7 @@ from __future__ import annotations
 from pilotfish.generation import Generation
 from pilotfish.result import Metrics
 from pilotfish.transport import DeviceStream
-from pilotfish_core.device_core import DraftCounts
+from pilotfish_core.device_core import DeviceCore
 
 
 class Figures:
@@ -35,14 +35,16 @@ class Figures:
         self._bytes_up += stream.bytes_up
         self._bytes_down += stream.bytes_down
 
-    def metrics(self, counts: DraftCounts, stream: DeviceStream | None) -> Metrics:
+    def metrics(self, core: DeviceCore, stream: DeviceStream | None) -> Metrics:
         """All figures; ``stream`` is the one in use."""
+        counts = core.counts
         tokens = len(self._generation.output) - self._held_before
         elapsed = self._last_at - self._started
         return Metrics(
             model=self._generation.model,
             drafter=self._drafter_name,
             drafter_error=self.drafter_error,
+            policy=core.policy.explain(),
             seed=self._generation.params.seed,
             fingerprints=self._generation.fingerprints,
             prompt_tokens=len(self._generation.prompt),

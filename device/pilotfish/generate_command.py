@@ -57,7 +57,10 @@ def add_generate_parser(commands: Any) -> None:
     source.add_argument("--resume", metavar="F", help="go on with a generation saved by --save, as it was begun")
     _add_sampling(parser.add_argument_group("sampling", "fixed when a generation begins, not to be given to --resume"))
     parser.add_argument(
-        "--window", type=int, default=8, help="draft tokens ahead of the last known commit (default: 8)"
+        "--window",
+        type=int,
+        default=16,
+        help="at most so many draft tokens ahead of the last known commit (default: 16)",
     )
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after that long")
     parser.add_argument("--allow-other-fingerprint", action="store_true", help="resume under other numerics too")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from pilotfish_core.drafts import FinishReason, Origin, TokenLogprobs
@@ -55,6 +56,7 @@ class Metrics:
     bytes_up: int
     bytes_down: int
     drafter_error: str | None = None
+    policy: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the numbers behind the last choice
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -40,6 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def engine_of(folder: Path, dtype: str, **options: Any) -> EmbeddedEngine:
     values: dict[str, Any] = {"max_num_seqs": 8, "max_num_batched_tokens": 300, "deterministic": True}
+    values["speculation"] = "fixed"  # every draft is verified, however bad it is
     return EmbeddedEngine(load_model(folder, dtype=dtype), EngineConfig(**(values | options)))
 
 

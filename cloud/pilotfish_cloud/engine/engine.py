@@ -111,6 +111,8 @@ class EmbeddedEngine(Engine):
                 max_num_seqs=config.max_num_seqs,
                 max_num_batched_tokens=max(config.max_num_batched_tokens, config.max_num_seqs),
                 max_draft_tokens=config.max_draft_tokens,
+                speculation=config.speculation,
+                hold_cap_s=config.hold_cap_ms / 1e3,
                 max_unacknowledged=config.max_unacknowledged,
                 deterministic=config.deterministic,
                 threads=config.threads,

@@ -42,7 +42,9 @@ def add_demo_parser(commands: Any) -> None:
     parser.add_argument("--max-tokens", type=int, default=96, help="tokens per answer")
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--window", type=int, default=6, help="draft tokens ahead of the last known commit")
+    parser.add_argument(
+        "--window", type=int, default=16, help="at most so many draft tokens ahead of the last known commit"
+    )
     parser.add_argument("--quant", default="int8", choices=("int8", "int4"), help="of the draft model")
     parser.add_argument("--svg", metavar="FILE", help="draw the run as a picture")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON, nothing else")
