@@ -81,7 +81,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--reference", type=Path, default=ROOT / "reference", help="folder of target and draft")
     parser.add_argument("--dtypes", nargs="+", choices=FACTORS["dtype"], default=list(FACTORS["dtype"]))
     parser.add_argument(
-        "--drafts", nargs="+", choices=FACTORS["draft"], help="cells of these drafters now, others later"
+        "--drafts", nargs="+", choices=[*FACTORS["draft"], "none"], help="cells of these drafters now, others later"
     )
     parser.add_argument("--warm", action="store_true", help="no cells with verifiers just started: saves their starts")
     given = parser.parse_args()
