@@ -255,5 +255,6 @@ async def test_closing_the_client_frees_the_verifier(verifier: Verifier) -> None
         await anext(stream)
     service = verifier.server.service
     assert service is not None
-    await service.drain(10.0)
+    async with asyncio.timeout(10.0):
+        await service._idle.wait()
     assert service.running == 0

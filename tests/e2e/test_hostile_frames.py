@@ -80,8 +80,7 @@ async def serves(verifier: Verifier) -> None:
 )
 async def test_a_call_without_open(verifier: Verifier, frames: list[pb.DeviceFrame], message: str) -> None:
     code, details = await says(verifier, frames)
-    assert code is grpc.StatusCode.INVALID_ARGUMENT
-    assert message in details
+    assert (code, message in details) == (grpc.StatusCode.INVALID_ARGUMENT, True), details
     await serves(verifier)
 
 
