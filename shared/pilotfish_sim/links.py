@@ -16,7 +16,7 @@ import random
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 from pilotfish_core.errors import InvalidParameter
 
@@ -173,18 +173,17 @@ class Direction:
         return delay
 
 
-class _Wire:
+class _Wire(Protocol):
     """When a segment has left the sender. Ages of the link, seconds."""
 
     def sent(self, age: float, size: int) -> float:
-        raise NotImplementedError
+        """When ``size`` bytes that are ready at ``age`` have left."""
 
     def passed(self, behind: int) -> float:
         """When all that was sent but the last ``behind`` bytes has left."""
-        raise NotImplementedError
 
 
-class _Rate(_Wire):
+class _Rate:
     """A wire of constant rate (None: no limit), one segment after the other."""
 
     def __init__(self, bits_per_s: float | None) -> None:
@@ -201,7 +200,7 @@ class _Rate(_Wire):
         return -math.inf if self._bytes_per_s is None else self._free - behind / self._bytes_per_s
 
 
-class _Trace(_Wire):
+class _Trace:
     """Mahimahi's wire: at each time in the trace a packet's worth of bytes may pass; what is not used is lost."""
 
     def __init__(self, times_ms: Sequence[int]) -> None:
