@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ async def test_nothing_changes_the_text() -> None:
     bench = make_bench(ROOT / "reference", WORK, prompts=4, tokens=24, seed=SEED)
     cells = design(SMALL, SEED)
     accepted = resumes = 0
+    # By drafter, not by cell: one token of a far too fast verifier's answer may outrun every draft of a window of one.
+    drafted: Counter[str] = Counter()
     async with Verifiers(bench.target, dtype="float32", deterministic=True) as verifiers:
         assert len(set(verifiers.fingerprints)) == 1
         alone = {name: await run_alone(bench, verifiers, name, lambda _: None) for name in SAMPLINGS}
@@ -36,9 +39,10 @@ async def test_nothing_changes_the_text() -> None:
             assert (record["differing_tokens"], record["differences"]) == (0, []), cell.key
             assert record["fingerprints"] == sorted(expected.fingerprints)
             assert run.drafter_errors == []
-            assert run.counts.drafted_steps > 0 or cell.draft == "ngram", cell.key
+            drafted[cell.draft] += run.counts.drafted_steps
             accepted += run.counts.accepted_draft_tokens
             resumes += run.counts.resumes
+    assert all(drafted[draft] > 0 for draft in FACTORS["draft"]), drafted
     assert accepted > 100
     assert resumes >= len(bench.prompts)
     counts = ReferenceCounts()
