@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shlex
 import sys
 import time
@@ -23,6 +22,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
+from benchmarks.machine import load
 from pilotfish_cloud.engine.attention import Segment
 from pilotfish_cloud.engine.determinism import NORMAL_RULE, Rule, calibrate, self_check
 from pilotfish_cloud.engine.fingerprint import machine_facts
@@ -51,7 +51,7 @@ def main() -> None:
         report = {
             "command": shlex.join(["python", "-m", "benchmarks.determinism", *sys.argv[1:]]),
             "machine": machine_facts(torch.device("cpu")),
-            "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+            "load": load(),
             "results": results,
         }
         arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")

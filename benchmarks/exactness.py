@@ -34,7 +34,7 @@ import torch
 
 from benchmarks.exactness_design import FACTORS, SAMPLINGS, Cell, all_pairs, design, missing_pairs, normal_cells
 from benchmarks.exactness_reference import EDGE, NEAR, Reference, ReferenceCounts
-from benchmarks.exactness_report import PARTS, ROOT, Report, code_digest, load
+from benchmarks.exactness_report import PARTS, ROOT, Report, code_digest
 from benchmarks.exactness_runs import (
     Bench,
     Run,
@@ -46,6 +46,7 @@ from benchmarks.exactness_runs import (
     warm,
 )
 from benchmarks.exactness_table import markdown
+from benchmarks.machine import load
 from pilotfish.demo.stage import exported_draft
 from pilotfish_core.tokenizer import Tokenizer
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import shlex
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ import torch
 
 from benchmarks.exactness_runs import Bench
 from benchmarks.exactness_table import markdown
+from benchmarks.machine import load, machine
 from pilotfish.demo.stage import digest_of
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -32,7 +32,11 @@ class Report:
         self.file = file
         self.value: dict[str, Any] = {
             "command": shlex.join(["python", "-m", "benchmarks.exactness", *arguments]),
-            "machine": machine(),
+            "machine": {
+                **machine("torch", "onnxruntime"),
+                "instructions": torch.backends.cpu.get_cpu_capability(),
+                "load_at_end": None,
+            },
             "settings": settings_of(bench),
             "draft": bench.draft.name,
             "design": {},
@@ -105,27 +109,3 @@ def code_digest() -> str:
                 continue
             digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def machine() -> dict[str, Any]:
-    """What it runs on."""
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    return {
-        "cpu": model,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "cores": os.cpu_count(),
-        "load_at_start": load(),
-        "load_at_end": None,
-        "torch": torch.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def load() -> float | None:
-    """Processes that want to run, over the last minute."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None

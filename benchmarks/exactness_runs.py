@@ -18,7 +18,7 @@ from pilotfish.demo.stage import VerifierProcess
 from pilotfish.drafters.junk import JunkDrafter
 from pilotfish.drafters.oracle import OracleDrafter
 from pilotfish.result import Metrics
-from pilotfish_core.device_core import DeviceConfig
+from pilotfish_core.device_actions import DeviceConfig
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.drafts import FinishReason
 from pilotfish_core.noise import derive_seed

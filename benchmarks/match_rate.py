@@ -1,6 +1,6 @@
 """How often a draft model's coupled choice is the target's: the acceptance rate, position by position.
 
-    python benchmarks/match_rate.py [--target DIR] [--draft DIR] [--json OUT]
+    python -m benchmarks.match_rate [--target DIR] [--draft DIR] [--json OUT]
 
 For each position of held-out sequences the target's token (coupled sampling on the torch target's logits)
 is compared with the draft's best one and two candidates, under greedy choice and at temperatures 0.8 and
@@ -14,8 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shlex
 import sys
 import tempfile
@@ -24,13 +22,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # for `reference`, which no wheel holds
-
 import numpy as np
-import onnxruntime
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.machine import machine
 from pilotfish.drafters.onnx import OnnxDrafter
 from pilotfish.export import export_model
 from pilotfish.export.checkpoint import Checkpoint
@@ -69,8 +65,8 @@ def main() -> int:
                 for found in _matches(target, drafts, sequences, params, size):
                     table.append({"text": text, "temperature": temperature, **found})
     result = {
-        "command": shlex.join([Path(sys.executable).name, *sys.argv]),
-        "machine": _machine(),
+        "command": shlex.join(["python", "-m", "benchmarks.match_rate", *sys.argv[1:]]),
+        "machine": machine("torch", "onnxruntime"),
         "seconds": round(time.monotonic() - begin, 1),
         "table": table,
     }
@@ -161,22 +157,6 @@ def _matches(
 def _chosen(rows: Rows, params: SamplingParams, count: int) -> list[list[int]]:
     """The best tokens at each position after the prompt (row i chooses position i + 1)."""
     return [coupled_candidates(rows[i], params, i + 1, count) for i in range(PROMPT - 1, len(rows) - 1)]
-
-
-def _machine() -> dict[str, Any]:
-    model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "onnxruntime": onnxruntime.__version__,
-    }
 
 
 def _print(result: dict[str, Any]) -> None:

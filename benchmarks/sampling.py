@@ -1,6 +1,6 @@
 """Milliseconds per row of coupled sampling at a full vocabulary, one thread.
 
-    python benchmarks/sampling.py [--vocab 151936] [--rows 8] [--repeats 20] [--json]
+    python -m benchmarks.sampling [--vocab 151936] [--rows 8] [--repeats 20] [--json]
 
 ``core`` is what a drafter pays a token (numpy; one candidate). ``cloud`` is the verifier's sampler per row for a
 step of ``--rows`` rows: its CPU way (numpy) and its batched torch way, on CPU here unless ``--device cuda``.
@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benchmarks.machine import machine
 from pilotfish_cloud.engine.sampler import Sampler, SequenceRows
 from pilotfish_core.noise import gumbel_row, words_row
 from pilotfish_core.parameters import SamplingParams
@@ -114,21 +113,6 @@ def measure_cloud(
     }
 
 
-def machine() -> dict[str, Any]:
-    model = platform.processor()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), model)
-    return {
-        "processor": model,
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocab", type=int, default=151_936)
@@ -141,9 +125,9 @@ def main() -> None:
     noise_ms = median_ms(lambda i: words_row(1, i, given.vocab), given.repeats)
     results = measure(given.vocab, given.rows, given.repeats, given.device)
     report = {
-        "command": f"python benchmarks/sampling.py --vocab {given.vocab} --rows {given.rows} "
+        "command": f"python -m benchmarks.sampling --vocab {given.vocab} --rows {given.rows} "
         f"--repeats {given.repeats} --device {given.device}",
-        "machine": machine(),
+        "machine": machine("numpy", "torch"),
         "row_of_words_ms": noise_ms,
         "results": results,
     }
@@ -151,7 +135,7 @@ def main() -> None:
         print(json.dumps(report, indent=1))
         return
     print(report["command"])
-    print(", ".join(f"{name} {value}" for name, value in machine().items()))
+    print(", ".join(f"{name} {value}" for name, value in machine("numpy", "torch").items()))
     print(f"vocabulary {given.vocab}, one thread, ms per row; all words of a row: {noise_ms:.2f} ms\n")
     columns = ["core_ms", "core_4_candidates_ms", "cloud_numpy_ms", "cloud_torch_ms", "plain_ms"]
     titles = ["core", "core, 4 best", "cloud numpy", "cloud torch", "plain"]

@@ -18,7 +18,7 @@ from pilotfish.preparation import Preparation
 from pilotfish.result import Piece, Result
 from pilotfish.stream import AsyncStream, Deadline
 from pilotfish.transport import Transport, parse_addresses
-from pilotfish_core.device_core import DeviceConfig
+from pilotfish_core.device_actions import DeviceConfig
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.errors import Cancelled, InvalidParameter, InvalidRequest
 from pilotfish_core.parameters import SamplingParams

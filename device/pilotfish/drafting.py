@@ -10,7 +10,7 @@ from concurrent.futures import Executor
 from typing import Final
 
 from pilotfish.generation import Generation
-from pilotfish_core.device_core import DraftTask
+from pilotfish_core.device_actions import DraftTask
 from pilotfish_core.drafter import DraftContext, Drafter
 from pilotfish_core.errors import LocalError
 

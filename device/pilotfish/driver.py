@@ -16,17 +16,17 @@ from pilotfish.figures import Figures
 from pilotfish.generation import Generation
 from pilotfish.result import Piece, Result
 from pilotfish.transport import Transport, check_version
-from pilotfish_core.device_core import (
+from pilotfish_core.device_actions import (
     Action,
     Connect,
     Deliver,
     DeviceConfig,
-    DeviceCore,
     End,
     SendAcknowledge,
     SendDraft,
     SendPing,
 )
+from pilotfish_core.device_core import DeviceCore
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.drafts import Commit, Finish, FinishReason, Origin
 from pilotfish_core.errors import FingerprintMismatch, PilotfishError, ProtocolViolation, Unavailable

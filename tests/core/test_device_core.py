@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 
-from pilotfish_core.device_core import Connect, DeviceConfig, DeviceCore, DeviceState, SendPing
+from pilotfish_core.device_actions import Connect, DeviceConfig, SendPing
+from pilotfish_core.device_core import DeviceCore, DeviceState
 from pilotfish_core.messages import Opened, Pong
 
 CONFIG = DeviceConfig(ping_after_s=20.0, ping_timeout_s=10.0)

@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from pilotfish_core.device_core import DeviceConfig, DeviceCore, SendDraft, SendPing
+from pilotfish_core.device_actions import DeviceConfig, SendDraft, SendPing
+from pilotfish_core.device_core import DeviceCore
 from pilotfish_core.draft_policy import DraftPolicy, DraftPolicyConfig, DraftReason, depth
 from pilotfish_core.drafts import Commit, Origin
 from pilotfish_core.messages import Opened, Pong

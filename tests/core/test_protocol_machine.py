@@ -10,19 +10,18 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from pilotfish_core.cloud_core import CloudCore, CloudLimits, CloudState
-from pilotfish_core.device_core import (
+from pilotfish_core.device_actions import (
     Action,
     Connect,
     Deliver,
     DeviceConfig,
-    DeviceCore,
-    DeviceState,
     DraftTask,
     End,
     SendAcknowledge,
     SendDraft,
     SendPing,
 )
+from pilotfish_core.device_core import DeviceCore, DeviceState
 from pilotfish_core.drafts import Commit, DraftRun, Finish, FinishReason
 from pilotfish_core.errors import Unavailable
 from pilotfish_core.messages import Acknowledged, Opened, Ping, Pong

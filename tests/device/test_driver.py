@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pilotfish.generation import Generation
-from pilotfish_core.device_core import DeviceConfig
+from pilotfish_core.device_actions import DeviceConfig
 from pilotfish_core.drafts import Commit, Finish, FinishReason, Origin
 from pilotfish_core.errors import FingerprintMismatch, InvalidRequest, PromptTooLong, ProtocolViolation, Unavailable
 from pilotfish_core.messages import Opened

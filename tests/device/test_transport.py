@@ -9,7 +9,7 @@ import grpc
 import pytest
 
 from pilotfish.transport import CHANNEL_OPTIONS, Address, Transport, parse_addresses, translate
-from pilotfish_core.device_core import DeviceConfig
+from pilotfish_core.device_actions import DeviceConfig
 from pilotfish_core.errors import DeadlineExceeded, InvalidParameter, InvalidRequest, ProtocolViolation
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc

@@ -16,7 +16,7 @@ from pilotfish.driver import GenerationDriver
 from pilotfish.generation import Generation
 from pilotfish.result import Piece, Result
 from pilotfish.transport import Address, DeviceStream, Transport
-from pilotfish_core.device_core import DeviceConfig
+from pilotfish_core.device_actions import DeviceConfig
 from pilotfish_core.drafter import DraftContext, Drafter
 from pilotfish_core.drafts import Commit, DraftRun, Finish, FinishReason
 from pilotfish_core.errors import PilotfishError

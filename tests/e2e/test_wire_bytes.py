@@ -10,16 +10,9 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from benchmarks.wire import (
-    BARS,
-    LARGE_VOCABULARY,
-    CountingProxy,
-    Tally,
-    answer,
-    over_bar,
-    spread_model,
-    tallied_client,
-)
+from benchmarks.spread_model import LARGE_VOCABULARY, spread_model
+from benchmarks.wire import BARS, answer, over_bar
+from benchmarks.wire_tally import CountingProxy, Tally, tallied_client
 from pilotfish.demo.stage import VerifierProcess
 from pilotfish.drafters.oracle import OracleDrafter
 from pilotfish_core.drafter import Drafter

@@ -1,0 +1,102 @@
+"""What the device's core is told to do and asks for: its settings, its actions, its drafting tasks and counters."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from pilotfish_core.drafts import DraftRun, Finish, Origin, TokenLogprobs
+from pilotfish_core.errors import PilotfishError
+from pilotfish_core.messages import Ping
+from pilotfish_core.retry import RetryPolicy
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceConfig:
+    """How far and how the device drafts, and when it worries about the link."""
+
+    window: int = 16  # at most so many draft tokens beyond the last commit that the device knows
+    adaptive: bool = True  # choose how many, when to send them, and whether to draft at all; False: always ``window``
+    draft_chunk: int = 1  # tokens per draft task: small, so that a commit is noticed soon
+    acknowledge_every: int = 32  # committed tokens; draft runs that open a branch acknowledge for free
+    retry: RetryPolicy = dataclasses.field(default_factory=RetryPolicy)
+    ping_after_s: float = 20.0  # of silence, before Opened too; under the 60 s after which proxies close idle streams
+    ping_timeout_s: float = 10.0
+    measure_every_s: float = 1.0  # between pings that measure the round trip, while drafting
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Connect:
+    """Open a new stream (the next address after a failure) and send Open with this attempt number."""
+
+    attempt: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SendDraft:
+    """Send a draft run, with an acknowledgement riding along."""
+
+    run: DraftRun
+    acknowledged: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SendAcknowledge:
+    """Send an acknowledgement."""
+
+    length: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SendPing:
+    """Send a ping: nothing was heard for a while."""
+
+    ping: Ping
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Deliver:
+    """Hand committed tokens to the app."""
+
+    tokens: tuple[int, ...]
+    origins: tuple[Origin, ...]
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class End:
+    """The generation is over: finished, or failed with an error. The driver closes stream and drafter."""
+
+    finish: Finish | None
+    error: PilotfishError | None = None
+
+
+Action = Connect | SendDraft | SendAcknowledge | SendPing | Deliver | End
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class DraftTask:
+    """Rewind the drafter to ``keep`` tokens, extend it by ``extend``, draft up to ``count``."""
+
+    keep: int
+    extend: tuple[int, ...]
+    count: int
+
+    @property
+    def start(self) -> int:
+        """Position of the first token to draft."""
+        return self.keep + len(self.extend)
+
+
+@dataclasses.dataclass(slots=True)
+class DraftCounts:
+    """Counters of one generation on the device."""
+
+    drafted: int = 0
+    sent: int = 0
+    accepted: int = 0
+    commits: int = 0
+    bonus: int = 0
+    recovered: int = 0
+    cloud: int = 0
+    rollbacks: int = 0
+    reconnects: int = 0
