@@ -21,6 +21,7 @@ from pilotfish.result import Metrics
 from pilotfish_core.device_actions import DeviceConfig
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.drafts import FinishReason
+from pilotfish_core.modes import Arm
 from pilotfish_core.noise import derive_seed
 from pilotfish_core.tokenizer import Tokenizer
 from reference.corpus import documents
@@ -277,7 +278,7 @@ def _take(run: Run, metrics: Metrics) -> None:
 async def _clients(
     bench: Bench, verifiers: Verifiers, draft: str | Path | Drafter | None, window: int
 ) -> AsyncIterator[list[AsyncClient]]:
-    config = DeviceConfig(window=window, adaptive=False)
+    config = DeviceConfig(window=window, adaptive=False, arm=Arm.CLOUD if draft is None else Arm.ASYNC)
     async with contextlib.AsyncExitStack() as stack:
         clients = [
             AsyncClient(address, draft=draft, tokenizer=bench.tokenizer, config=config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +9,9 @@ from typing import Any, Final
 LARGE_VOCABULARY: Final = 151_936
 STRIDE: Final = 37
 FIRST: Final = 23
+CONSTANT: Final = 0.005  # an embedding's root mean square is about 0.1
+GAIN: Final = 4000.0
+FILLER: Final = 100.0
 
 
 def spread_model(source: Path, out: Path, vocabulary: int = LARGE_VOCABULARY) -> None:
@@ -24,8 +26,11 @@ def spread_model(source: Path, out: Path, vocabulary: int = LARGE_VOCABULARY) ->
     if ids[-1] >= vocabulary:
         raise ValueError(f"a vocabulary of {vocabulary} cannot hold ids up to {ids[-1]}")
     weights = load_file(source / "model.safetensors")
+    if not config["tie_word_embeddings"]:
+        raise ValueError(f"{source} does not tie its embeddings; expected one that does")
+    filler = _widened(weights, config)
     embedding = weights["model.embed_tokens.weight"]
-    spread = _filler_row(source).to(embedding.dtype).repeat(vocabulary, 1)
+    spread = filler.repeat(vocabulary, 1)
     spread[torch.tensor(ids)] = embedding
     weights["model.embed_tokens.weight"] = spread
     save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
@@ -45,20 +50,31 @@ def spread_model(source: Path, out: Path, vocabulary: int = LARGE_VOCABULARY) ->
     (out / "tokenizer_config.json").write_bytes((source / "tokenizer_config.json").read_bytes())
 
 
-def _filler_row(source: Path) -> Any:
-    """A row whose logit is far below all others: minus 100 times the direction in which the model's last hidden
-    states are most nearly constant (ridge regression to 1 over some of the standard library's text; they reach 0.4).
+def _widened(weights: dict[str, Any], config: dict[str, Any]) -> Any:
+    """Widen the residual stream, in place, and return a row whose logit is far below all others.
+
+    Of the new dimensions, one per head, the first is CONSTANT in every embedding, read by no layer (its weight in their
+    norms is 0) and written by none; only the last norm lets it through, times GAIN. So it is positive in every last
+    hidden state, adds the same to the logits of all real tokens, and makes the filler row's very low. The others are
+    zero, and the norms' weights and epsilon make up for the width (exact but for CONSTANT's own share of the mean
+    square, about a thousandth of a percent).
     """
     import torch
-    import transformers
 
-    from pilotfish_core.tokenizer import Tokenizer
-
-    transformers.utils.logging.disable_progress_bar()
-    tokens = Tokenizer.load(source).encode(Path(argparse.__file__).read_text(encoding="utf-8"))[:6000]
-    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
-    with torch.no_grad():
-        parts = [model.model(torch.tensor([tokens[at : at + 600]])).last_hidden_state[0] for at in range(0, 6000, 600)]
-    hidden = torch.cat(parts)
-    gram = hidden.T @ hidden + torch.eye(hidden.shape[1])
-    return torch.linalg.solve(gram, hidden.T @ torch.ones(len(hidden))) * -100
+    old: int = config["hidden_size"]
+    pad: int = config["num_attention_heads"]  # transformers wants a multiple of it
+    new = old + pad
+    for name, tensor in weights.items():
+        if name.endswith("norm.weight"):
+            weights[name] = torch.cat([tensor.float() * (old / new) ** 0.5, torch.zeros(pad)])
+        elif name.endswith(("o_proj.weight", "down_proj.weight")):
+            weights[name] = torch.cat([tensor, tensor.new_zeros(pad, tensor.shape[1])])
+        else:
+            weights[name] = torch.cat([tensor, tensor.new_zeros(tensor.shape[0], pad)], dim=1)
+    weights["model.embed_tokens.weight"][:, old] = CONSTANT
+    weights["model.norm.weight"][old] = GAIN
+    config["hidden_size"] = new
+    config["rms_norm_eps"] *= old / new
+    filler = torch.zeros(new, dtype=weights["model.embed_tokens.weight"].dtype)
+    filler[old] = -FILLER
+    return filler

@@ -9,8 +9,8 @@ acknowledgements that ride along included) per draft token in them. Open and Ope
 Opened, are reported apart. Connections are open before the first answer, as an app's are.
 
 The large vocabulary is the reference pair with its ids spread over 151,936 (id * 37 + 23, so that low ids stay the
-frequent ones, as in real tokenizers), made in a temporary folder. The rows between hold a direction in which every
-hidden state of the model scores far below the rest, so no filler id is ever chosen; the benchmark checks that.
+frequent ones, as in real tokenizers), made in a temporary folder (see ``benchmarks.spread_model``). The rows between
+score far below the rest, so no filler id is ever chosen; the benchmark checks that.
 """
 
 from __future__ import annotations

@@ -61,6 +61,10 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     serve.add_argument("--hold-cap", type=float, default=50.0, metavar="MS", help="the longest hold of a step")
     serve.add_argument("--max-draft-tokens", type=int, default=32, help="draft tokens held per generation")
+    serve.add_argument(
+        "--draft-model", type=Path, metavar="DIR",
+        help="a small model of the same tokenizer that drafts in the cloud for devices that do not",
+    )  # fmt: skip
     serve.add_argument("--shutdown-timeout", type=float, default=30.0, help="seconds to finish in after SIGTERM")
     serve.add_argument("--insecure", action="store_true", help="allow a bind beyond loopback without keys and TLS")
     serve.add_argument("--json", action="store_true", help="print the ready line as JSON")
@@ -70,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(arguments: argparse.Namespace) -> None:
     model = Path(arguments.model).expanduser()
+    draft_model = arguments.draft_model.expanduser() if arguments.draft_model is not None else None
     config = ServerConfig(
         model=model,
         served_model_name=arguments.served_model_name or model.resolve().name,
@@ -87,11 +92,13 @@ def _serve(arguments: argparse.Namespace) -> None:
         hold_cap_ms=arguments.hold_cap,
         shutdown_timeout_s=arguments.shutdown_timeout,
         insecure=arguments.insecure,
+        draft_model=draft_model,
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would log comes back as our own error
-    if not model.is_dir():
-        raise ModelLoadError(f"{model} is not a folder; expected that of a Hugging Face model")
+    for folder in (model, draft_model):
+        if folder is not None and not folder.is_dir():
+            raise ModelLoadError(f"{folder} is not a folder; expected that of a Hugging Face model")
     try:
         from pilotfish_cloud.server import VerifierServer, check_ports
 

@@ -36,6 +36,7 @@ class ServerConfig:
     max_unacknowledged: int = 512
     shutdown_timeout_s: float = 30.0
     insecure: bool = False
+    draft_model: Path | None = None  # folder of the model that drafts beside the target
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 
 from pilotfish_cloud.edge import abort
 from pilotfish_cloud.engine.interface import (
+    AdviceEvent,
     CommitEvent,
     Engine,
     EngineEvent,
@@ -32,6 +33,7 @@ from pilotfish_core.errors import (
     UnknownModel,
 )
 from pilotfish_core.messages import PROTOCOL_VERSION, Acknowledged, Open, Opened, Ping
+from pilotfish_core.modes import Hint, Mode
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
 from pilotfish_core.tokenizer import Tokenizer
@@ -150,7 +152,14 @@ class VerifierService(pb_grpc.VerifierServicer):
         writer = CloudFrameWriter()
         try:
             self._engine.open(
-                OpenRequest(key=stream.key, prompt=opening.prompt, params=opening.params, output=opening.output)
+                OpenRequest(
+                    key=stream.key,
+                    prompt=opening.prompt,
+                    params=opening.params,
+                    output=opening.output,
+                    mode=opening.mode,
+                    hint=opening.hint,
+                )
             )
             await self._write(stream, writer, context, other_fingerprint)
         finally:
@@ -235,6 +244,10 @@ class VerifierService(pb_grpc.VerifierServicer):
                 self._engine.push(stream.key, message)
             case Acknowledged(length):
                 self._engine.acknowledge(stream.key, length)
+            case Mode():
+                self._engine.steer(stream.key, message)
+            case Hint():
+                self._engine.hint(stream.key, message)
             case Ping() if stream.pings < MAX_PINGS:
                 stream.pings += 1
                 stream.outbox.put_nowait(message)
@@ -251,6 +264,8 @@ class VerifierService(pb_grpc.VerifierServicer):
                     await context.write(writer.commit(commit))
                     if commit.finish is not None:
                         return
+                case AdviceEvent(_, advice):
+                    await context.write(writer.advice(advice))
                 case Ping():
                     await context.write(writer.pong(event))
                     stream.pings -= 1
@@ -269,6 +284,7 @@ class VerifierService(pb_grpc.VerifierServicer):
             max_unacknowledged=self._max_unacknowledged,
             cached_tokens=cached_tokens,
             other_fingerprint=other_fingerprint,
+            cloud_draft=info.cloud_draft,
         )
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:

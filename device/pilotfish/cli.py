@@ -52,6 +52,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _parser() -> argparse.ArgumentParser:
     import argparse
 
+    from pilotfish.bench.command import add_bench_parser
     from pilotfish.demo.command import add_demo_parser
     from pilotfish.export.command import add_export_parser
     from pilotfish.generate_command import add_generate_parser
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add_demo_parser(commands)
     add_generate_parser(commands)
     add_export_parser(commands)
+    add_bench_parser(commands)
     commands.add_parser("serve", help="(the verifier's command is pilotfish-cloud serve)", add_help=False)
     return parser
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import dataclasses
+import enum
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
@@ -14,13 +16,16 @@ from typing import Any, Final, Self, TypeVar
 from pilotfish.draft_thread import DraftThread
 from pilotfish.driver import GenerationDriver
 from pilotfish.generation import Generation
+from pilotfish.local_driver import LocalDriver
 from pilotfish.preparation import Preparation
 from pilotfish.result import Piece, Result
 from pilotfish.stream import AsyncStream, Deadline
 from pilotfish.transport import Transport, parse_addresses
 from pilotfish_core.device_actions import DeviceConfig
+from pilotfish_core.draft_policy import PolicyMemory
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.errors import Cancelled, InvalidParameter, InvalidRequest
+from pilotfish_core.modes import Arm, Hint, Objective
 from pilotfish_core.parameters import SamplingParams
 from pilotfish_core.tokenizer import Tokenizer
 
@@ -38,15 +43,25 @@ class AsyncClient:
     exported folder, "ngram", "auto" (n-gram until the verifier offers a draft model), None, or a Drafter.
     ``tokenizer``: folder or tokenizer.json; without one the drafter's is used, else the verifier's is fetched and
     cached. Heavy work happens in ``prepare``, at the latest with the first generation.
+
+    ``arm``: who drafts; "auto" lets the policy choose for the ``objective``, which a ``hint`` about the device may
+    change at any time. What the policy learns of link, drafter and cloud is kept from one generation to the next.
+
+    ``cloud="never"`` is a hard switch, for private text: nothing is ever sent, ``server`` may be None, and the answers
+    are the draft model's own, in pieces of origin "unverified".
     """
 
     def __init__(
         self,
-        server: str | list[str] | tuple[str, ...],
+        server: str | list[str] | tuple[str, ...] | None,
         *,
         draft: str | Path | Drafter | None = "auto",
         tokenizer: str | Path | Tokenizer | None = None,
         model: str = "",
+        arm: str | Arm | None = None,
+        objective: str | Objective | None = None,
+        hint: Hint | None = None,
+        cloud: str = "auto",
         window: int = 16,
         config: DeviceConfig | None = None,
         allow_other_fingerprint: bool = False,
@@ -54,9 +69,22 @@ class AsyncClient:
     ) -> None:
         if not 1 <= window <= 1024:
             raise InvalidParameter.of("window", window, "an integer in [1, 1024]")
-        self._transport = Transport(parse_addresses(server), root_certificates=root_certificates)
+        if cloud not in ("auto", "never"):
+            raise InvalidParameter.of("cloud", cloud, "'auto' or 'never'")
+        self._alone = cloud == "never" or arm == Arm.DEVICE_ONLY
+        if self._alone and not isinstance(draft, Drafter) and draft in (None, "none", "auto", "ngram"):
+            raise InvalidParameter.of("draft", draft, "a draft model: without the cloud it writes the answer")
+        addresses = () if self._alone else parse_addresses(server)
+        self._transport = Transport(addresses, root_certificates=root_certificates)
         self._model = model
-        self._config = config or DeviceConfig(window=window)
+        config = config or DeviceConfig(window=window)
+        self._config = dataclasses.replace(
+            config,
+            arm=config.arm if arm is None else _choice("arm", Arm, arm),
+            objective=config.objective if objective is None else _choice("objective", Objective, objective),
+        )
+        self._hint = hint or Hint()
+        self._memory = PolicyMemory()
         self._allow_other_fingerprint = allow_other_fingerprint
         self._executor = DraftThread()
         self._prepared = Preparation(draft, tokenizer, model, self._executor)
@@ -109,6 +137,17 @@ class AsyncClient:
         generation.count_attempts_from_clock()
         return self._stream(generation, deadline)
 
+    @property
+    def hint(self) -> Hint:
+        """What the app has said about the device. To be set at any time: it holds for what runs and what comes."""
+        return self._hint
+
+    @hint.setter
+    def hint(self, hint: Hint) -> None:
+        self._hint = hint
+        for stream in self._streams:
+            stream._driver.hint(hint)
+
     async def _prepare_until(self, deadline: Deadline | None) -> None:
         if deadline is None:
             return await self.prepare()
@@ -124,19 +163,31 @@ class AsyncClient:
 
     def _stream(self, generation: Generation, deadline: Deadline | None) -> AsyncStream:
         self._check_open()
-        driver = GenerationDriver(
-            generation,
-            transport=self._transport,
-            tokenizer=self.tokenizer,
-            drafter=self._prepared.drafter,
-            executor=self._executor,
-            config=self._config,
-            allow_other_fingerprint=self._allow_other_fingerprint,
+        driver = (
+            self._local_driver(generation)
+            if self._alone
+            else GenerationDriver(
+                generation,
+                transport=self._transport,
+                tokenizer=self.tokenizer,
+                drafter=self._prepared.drafter,
+                executor=self._executor,
+                config=self._config,
+                allow_other_fingerprint=self._allow_other_fingerprint,
+                memory=self._memory,
+                hint=self._hint,
+            )
         )
         stream = AsyncStream(driver, deadline)
         self._streams.add(stream)
         stream._task.add_done_callback(lambda _: self._streams.discard(stream))
         return stream
+
+    def _local_driver(self, generation: Generation) -> LocalDriver:
+        drafter = self._prepared.drafter
+        if drafter is None:
+            raise InvalidRequest("there is no draft model to write the answer without the cloud")
+        return LocalDriver(generation, tokenizer=self.tokenizer, drafter=drafter, executor=self._executor)
 
     async def aclose(self) -> None:
         """Cancel what runs, close channels and drafter (a Drafter that was given stays open: it is the caller's)."""
@@ -193,8 +244,7 @@ class Stream:
 class Client:
     """``AsyncClient`` for code without an event loop: one background thread runs it. Thread-safe."""
 
-    def __init__(self, server: str | list[str] | tuple[str, ...], **options: Any) -> None:
-        parse_addresses(server)  # a wrong address should be said here, not by the thread
+    def __init__(self, server: str | list[str] | tuple[str, ...] | None, **options: Any) -> None:
         self._lock = threading.Lock()
         self._closed = False
         self._loop = asyncio.new_event_loop()
@@ -219,6 +269,15 @@ class Client:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer in use. Raises InvalidRequest before ``prepare``."""
         return self._client.tokenizer
+
+    @property
+    def hint(self) -> Hint:
+        """What the app has said about the device; see AsyncClient."""
+        return self._client.hint
+
+    @hint.setter
+    def hint(self, hint: Hint) -> None:
+        self._post(lambda: setattr(self._client, "hint", hint))
 
     def generate(self, prompt: Prompt, *, timeout_s: float | None = None, **params: Any) -> Stream:
         """Begin an answer; see AsyncClient.generate."""
@@ -274,7 +333,7 @@ class Client:
         self._loop.close()
 
 
-async def _create(server: str | list[str] | tuple[str, ...], options: dict[str, Any]) -> AsyncClient:
+async def _create(server: str | list[str] | tuple[str, ...] | None, options: dict[str, Any]) -> AsyncClient:
     return AsyncClient(server, **options)
 
 
@@ -290,6 +349,16 @@ async def _next(stream: AsyncStream) -> Piece | None:
     with contextlib.suppress(StopAsyncIteration):
         return await stream.__anext__()
     return None
+
+
+Choice = TypeVar("Choice", bound=enum.StrEnum)
+
+
+def _choice(name: str, kind: type[Choice], value: str) -> Choice:
+    try:
+        return kind(value)
+    except ValueError:
+        raise InvalidParameter.of(name, value, " or ".join(kind)) from None
 
 
 def _token_ids(prompt: Sequence[int]) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
+import json
 import logging
 from concurrent.futures import Executor
 from typing import Final
@@ -24,17 +25,22 @@ from pilotfish_core.device_actions import (
     End,
     SendAcknowledge,
     SendDraft,
+    SendHint,
+    SendMode,
     SendPing,
 )
 from pilotfish_core.device_core import DeviceCore
+from pilotfish_core.draft_policy import PolicyMemory
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.drafts import Commit, Finish, FinishReason, Origin
 from pilotfish_core.errors import FingerprintMismatch, PilotfishError, ProtocolViolation, Unavailable
 from pilotfish_core.messages import Open, Opened, Pong
+from pilotfish_core.modes import Advice, Hint, Mode
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.tokenizer import Tokenizer
 
 log = logging.getLogger("pilotfish")
+policy_log = logging.getLogger("pilotfish.policy")
 
 CLOSE_TIMEOUT_S: Final = 1.0  # after the finish the verifier has nothing more to say than the status
 
@@ -44,11 +50,16 @@ class _Stop:
     error: PilotfishError | None  # None: cancelled by the caller
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Hinted:
+    hint: Hint
+
+
 class _Wake:
     """A deadline passed."""
 
 
-_Event = Received | Lost | DraftDone | _Stop | _Wake
+_Event = Received | Lost | DraftDone | _Stop | _Hinted | _Wake
 
 
 class GenerationDriver:
@@ -68,6 +79,8 @@ class GenerationDriver:
         executor: Executor,
         config: DeviceConfig,
         allow_other_fingerprint: bool = False,
+        memory: PolicyMemory | None = None,
+        hint: Hint | None = None,
     ) -> None:
         self.generation = generation
         self.pieces: asyncio.Queue[Piece | Result | PilotfishError] = asyncio.Queue()
@@ -86,6 +99,8 @@ class GenerationDriver:
             config=config,
             drafting=drafter is not None,
             attempt=generation.attempt,
+            memory=memory,
+            hint=hint,
         )
         self._text = AnswerText(generation.params, tokenizer, generation.output)
         self._last_origin = Origin.CLOUD
@@ -97,6 +112,10 @@ class GenerationDriver:
     def cancel(self) -> None:
         """End the generation; what is committed stays, ``pieces`` closes with a Result (finish_reason abort)."""
         self._events.put_nowait(_Stop(None))
+
+    def hint(self, hint: Hint) -> None:
+        """Tell the policy what the app knows about the device."""
+        self._events.put_nowait(_Hinted(hint))
 
     def fail(self, error: PilotfishError) -> None:
         """End the generation with an error."""
@@ -137,8 +156,9 @@ class GenerationDriver:
             case DraftDone(_, error):
                 self._figures.drafter_error = f"{type(error).__name__}: {error}"
                 log.warning("the drafter failed, the cloud goes on alone: %s", self._figures.drafter_error)
-                self._core.drafter_failed()
-                return []
+                return self._core.drafter_failed()
+            case _Hinted(hint):
+                return self._core.hinted(hint, now)
             case _Stop(None):
                 return self._core.cancel(now)
             case _Stop(error):
@@ -160,6 +180,8 @@ class GenerationDriver:
                         actions += self._core.committed(message, now)
                     case Pong():
                         actions += self._core.heard(message, now)
+                    case Advice():
+                        actions += self._core.advised(message, now)
                     case _:
                         raise ProtocolViolation("the verifier asked for a prompt prefix that was sent as ids")
         except ProtocolViolation as error:
@@ -183,8 +205,8 @@ class GenerationDriver:
         finish = next((action.finish for action in actions if isinstance(action, End)), None)
         for action in actions:
             match action:
-                case Connect(number):
-                    self._connect(number)
+                case Connect(number, mode):
+                    self._connect(number, mode)
                 case SendDraft(run, acknowledged):
                     if self._attempt is not None:
                         self._attempt.stream.send(self._attempt.writer.draft(run, acknowledged))
@@ -194,12 +216,19 @@ class GenerationDriver:
                 case SendPing(ping):
                     if self._attempt is not None:
                         self._attempt.stream.send(self._attempt.writer.ping(ping))
+                case SendMode(mode):
+                    policy_log.info("policy: %s", json.dumps(self._core.policy.explain()))
+                    if self._attempt is not None:
+                        self._attempt.stream.send(self._attempt.writer.mode(mode))
+                case SendHint(hint):
+                    if self._attempt is not None:
+                        self._attempt.stream.send(self._attempt.writer.hint(hint))
                 case Deliver():
                     self._deliver(action, finish)
                 case End():
                     self._end = action
 
-    def _connect(self, number: int) -> None:
+    def _connect(self, number: int, mode: Mode) -> None:
         self._leave()
         generation = self.generation
         generation.attempt = number
@@ -214,6 +243,8 @@ class GenerationDriver:
             # Until a token was decided, any replica may decide the first.
             fingerprint=generation.fingerprint if generation.output else "",
             allow_other_fingerprint=self._allow_other_fingerprint,
+            mode=mode,
+            hint=self._core.policy.hint,
         )
         self._attempt = Attempt(self._transport, next(self._attempts), message, self._events.put_nowait)
 
@@ -270,7 +301,11 @@ class GenerationDriver:
             token_ids=tuple(self.generation.output),
             finish_reason=reason,
             stop=end.finish.stop,
-            metrics=self._figures.metrics(self._core, None if self._attempt is None else self._attempt.stream),
+            metrics=self._figures.metrics(
+                self._core.counts,
+                self._core.policy.explain(),
+                None if self._attempt is None else self._attempt.stream,
+            ),
         )
 
     def _close(self, item: Result | PilotfishError) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pilotfish.generation import Generation
 from pilotfish.result import Metrics
 from pilotfish.transport import DeviceStream
-from pilotfish_core.device_core import DeviceCore
+from pilotfish_core.device_actions import DraftCounts
 
 
 class Figures:
@@ -35,16 +38,15 @@ class Figures:
         self._bytes_up += stream.bytes_up
         self._bytes_down += stream.bytes_down
 
-    def metrics(self, core: DeviceCore, stream: DeviceStream | None) -> Metrics:
-        """All figures; ``stream`` is the one in use."""
-        counts = core.counts
+    def metrics(self, counts: DraftCounts, policy: Mapping[str, Any], stream: DeviceStream | None) -> Metrics:
+        """All figures; ``policy`` explains the last choice, ``stream`` is the one in use."""
         tokens = len(self._generation.output) - self._held_before
         elapsed = self._last_at - self._started
         return Metrics(
             model=self._generation.model,
             drafter=self._drafter_name,
             drafter_error=self.drafter_error,
-            policy=core.policy.explain(),
+            policy=policy,
             seed=self._generation.params.seed,
             fingerprints=self._generation.fingerprints,
             prompt_tokens=len(self._generation.prompt),
@@ -56,7 +58,7 @@ class Figures:
             tokens_per_s=tokens / elapsed if elapsed > 0 else 0.0,
             steps=counts.commits,
             steps_per_token=counts.commits / max(tokens, 1),
-            mean_acceptance_length=tokens / max(counts.commits, 1),
+            mean_acceptance_length=tokens / counts.commits if counts.commits else 0.0,
             draft_tokens=counts.drafted,
             sent_draft_tokens=counts.sent,
             accepted_draft_tokens=counts.accepted,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +17,7 @@ from pilotfish.result import Result
 from pilotfish.signals import Stopped, held
 from pilotfish_core.drafts import FinishReason, TokenLogprobs
 from pilotfish_core.errors import FileFormatError, InvalidParameter, LocalError
+from pilotfish_core.modes import Arm, Hint, Objective
 from pilotfish_core.parameters import SamplingParams
 
 _NUMBERS: Final = {
@@ -47,7 +49,7 @@ def add_generate_parser(commands: Any) -> None:
         help="generate text with a verifier",
         description="Generate text: the verifier decides every token, a drafter on this device makes it faster.",
     )
-    parser.add_argument("--server", required=True, help="ADDR[,ADDR...] of verifiers; later ones take over")
+    parser.add_argument("--server", help="ADDR[,ADDR...] of verifiers; later ones take over")
     parser.add_argument("--draft", default="auto", help="exported folder, 'ngram', 'auto' (default) or 'none'")
     parser.add_argument("--tokenizer", help="folder or tokenizer.json (default: the draft's, else the verifier's)")
     parser.add_argument("--model", default="", help="name of the served model (default: the only one)")
@@ -56,6 +58,7 @@ def add_generate_parser(commands: Any) -> None:
     source.add_argument("--prompt-file", metavar="F", help="file with the prompt; '-' for standard input")
     source.add_argument("--resume", metavar="F", help="go on with a generation saved by --save, as it was begun")
     _add_sampling(parser.add_argument_group("sampling", "fixed when a generation begins, not to be given to --resume"))
+    _add_policy(parser.add_argument_group("policy", "who drafts, and what the choice is to make the best of"))
     parser.add_argument(
         "--window",
         type=int,
@@ -67,6 +70,23 @@ def add_generate_parser(commands: Any) -> None:
     parser.add_argument("--save", metavar="F", help="save the generation there, whether it ends or not")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
     parser.set_defaults(run=run)
+
+
+def _add_policy(group: Any) -> None:
+    group.add_argument("--arm", default="auto", choices=[arm.value for arm in Arm], help="who drafts (default: auto)")
+    group.add_argument(
+        "--objective",
+        default="latency",
+        choices=[objective.value for objective in Objective],
+        help="what auto makes the best of (default: latency)",
+    )
+    group.add_argument("--battery-low", action="store_true", help="hint: the device should not compute much")
+    group.add_argument("--metered", action="store_true", help="hint: bytes cost money")
+    group.add_argument("--prefer-fast", action="store_true", help="hint: speed above all, whatever the other hints say")
+    group.add_argument(
+        "--cloud", default="auto", choices=["auto", "never"], help="never: send nothing, the draft model writes alone"
+    )
+    group.add_argument("--verbose", action="store_true", help="tell the policy's choices and the numbers behind them")
 
 
 def _add_sampling(group: Any) -> None:
@@ -95,9 +115,18 @@ def run(arguments: argparse.Namespace) -> int:
     params = _params(arguments)
     if arguments.save is not None:
         check_replaceable("--save", arguments.save)
+    if arguments.server is None and arguments.cloud != "never" and arguments.arm != Arm.DEVICE_ONLY:
+        raise InvalidParameter("give the verifier's address: --server ADDR (or --cloud never, to write without one)")
+    if arguments.verbose:
+        logging.basicConfig(format="%(message)s")
+        logging.getLogger("pilotfish.policy").setLevel(logging.INFO)
     client = Client(
         arguments.server,
         draft=arguments.draft,
+        arm=arguments.arm,
+        objective=arguments.objective,
+        hint=Hint(arguments.battery_low, arguments.metered, arguments.prefer_fast),
+        cloud=arguments.cloud,
         tokenizer=arguments.tokenizer,
         model=arguments.model,
         window=arguments.window,
@@ -130,6 +159,8 @@ def _follow(stream: Stream, arguments: argparse.Namespace) -> int:
                 saved = _save(stream, arguments.save)
     try:
         _print(stream.result, arguments.json, logprobs if stream.generation.params.logprobs is not None else None)
+        if arguments.verbose:
+            note(f"policy: {json.dumps(dict(stream.result.metrics.policy))}")
     except (LocalError, OSError):  # the terminal may be gone, and SIGHUP have come of that
         if stopped is None:
             raise
@@ -162,9 +193,11 @@ def _print(result: Result, as_json: bool, logprobs: list[TokenLogprobs] | None) 
 
 
 def _summary(metrics: dict[str, Any], reason: FinishReason) -> str:
+    alone = metrics["policy"].get("arm") == Arm.DEVICE_ONLY
+    how = "unverified" if alone else f"{metrics['mean_acceptance_length']:.2f} tokens a step"
     return (
         f"[{reason}; {metrics['completion_tokens']} tokens, {metrics['tokens_per_s']:.1f} tokens/s, "
-        f"{metrics['mean_acceptance_length']:.2f} tokens a step, seed {metrics['seed']}]"
+        f"{how}, seed {metrics['seed']}]"
     )
 
 

@@ -8,6 +8,7 @@ import math
 from collections.abc import AsyncIterator
 
 from pilotfish.driver import GenerationDriver
+from pilotfish.local_driver import LocalDriver
 from pilotfish.result import Piece, Result
 from pilotfish_core.errors import DeadlineExceeded, InvalidParameter, PilotfishError
 
@@ -40,7 +41,7 @@ class AsyncStream:
     all.
     """
 
-    def __init__(self, driver: GenerationDriver, deadline: Deadline | None) -> None:
+    def __init__(self, driver: GenerationDriver | LocalDriver, deadline: Deadline | None) -> None:
         self.generation = driver.generation
         self._driver = driver
         self._task = asyncio.create_task(driver.run())

@@ -75,9 +75,9 @@ class Address:
         return f"{self.host}:{self.port}"
 
 
-def parse_addresses(server: str | list[str] | tuple[str, ...]) -> tuple[Address, ...]:
+def parse_addresses(server: str | list[str] | tuple[str, ...] | None) -> tuple[Address, ...]:
     """One address, a comma-separated list or a list. Raises InvalidParameter when there is none."""
-    parts = server.split(",") if isinstance(server, str) else server
+    parts = server.split(",") if isinstance(server, str) else server or ()
     addresses = tuple(Address.parse(part) for part in parts if part.strip())
     if not addresses:
         raise InvalidParameter.of("server", server, "at least one address")

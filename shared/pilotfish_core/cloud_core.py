@@ -14,6 +14,8 @@ from typing import Protocol
 from pilotfish_core.drafts import Commit, DraftBuffer, DraftRun, Finish, Origin, RunFate, TokenLogprobs
 from pilotfish_core.errors import PilotfishError, ProtocolViolation, ResumeRefused, Unavailable
 from pilotfish_core.estimators import Acceptance, Response
+from pilotfish_core.modes import Advice, Hint, Mode, Pacing
+from pilotfish_core.own_draft import OwnDraft
 
 
 class FinishRule(Protocol):
@@ -30,23 +32,32 @@ class CloudLimits:
     max_draft_tokens: int = 64  # held beyond the commit, and thereby the device's largest window
     max_unacknowledged: int = 512  # committed tokens beyond the device's last acknowledgement
     acknowledge_timeout_s: float = 120.0  # paused for that long: the device is gone
+    lockstep_timeout_s: float = 2.0  # in lockstep, for a run; then the target goes on alone
 
 
 @dataclasses.dataclass(slots=True)
 class VerifyCounts:
-    """Counters of one generation. ``accepted_at[i]`` counts accepted tokens at draft position i of a step."""
+    """Counters of one generation. ``accepted_at[i]`` counts accepted tokens at draft position i of a step. What the
+    cloud drafted itself is counted apart.
+    """
 
     steps: int = 0
-    drafted_steps: int = 0  # steps that had at least one draft token
+    drafted_steps: int = 0  # steps that had at least one draft token of the device
     draft_tokens: int = 0  # verified rows beyond the plain decode row
     accepted_tokens: int = 0
     stale_runs: int = 0
+    own_draft_tokens: int = 0
+    own_accepted_tokens: int = 0
     drafted_at: list[int] = dataclasses.field(default_factory=list)
     accepted_at: list[int] = dataclasses.field(default_factory=list)
 
-    def record(self, drafted: int, accepted: int) -> None:
-        """Count one step."""
+    def record(self, drafted: int, accepted: int, *, own: bool) -> None:
+        """Count one step; ``own``: its draft was the cloud's."""
         self.steps += 1
+        if own:
+            self.own_draft_tokens += drafted
+            self.own_accepted_tokens += accepted
+            return
         self.drafted_steps += drafted > 0
         self.draft_tokens += drafted
         self.accepted_tokens += accepted
@@ -87,6 +98,8 @@ class CloudCore:
         max_output: int,
         limits: CloudLimits,
         now: float,
+        mode: Mode | None = None,
+        hint: Hint | None = None,
     ) -> None:
         self.prompt_length = prompt_length
         self.output: list[int] = list(output)
@@ -105,9 +118,15 @@ class CloudCore:
         self._acknowledged = self.length
         self._paused_since: float | None = None
         self._verifying: tuple[int, ...] | None = None
+        self._verifying_own = False
+        self.mode = mode or Mode()
+        self.hint = hint or Hint()
+        self.own: OwnDraft | None = None  # what the cloud drafts itself; the scheduler's to set
+        self.advised: tuple[Advice, int] | None = None  # the last advice, and the committed length then
         self.acceptance = Acceptance()
         self.response = Response()
         self._hold: tuple[float, int] | None = None  # until when, or for how many draft tokens
+        self._turn_until: float | None = None  # in lockstep: it is the device's turn, at the latest until then
 
     @property
     def length(self) -> int:
@@ -124,12 +143,21 @@ class CloudCore:
         """Whether the device has to begin a new branch: the last one, if any, is not the target's text."""
         return not self._buffer.alive
 
+    def steer(self, mode: Mode, now: float) -> None:
+        """The device drafts otherwise from here on."""
+        self.mode = mode
+        self._hold = self._turn_until = None
+
     def hold(self, until: float, tokens: int) -> None:
         """Wait with the next step until ``tokens`` draft tokens are there, at the latest ``until``."""
         self._hold = (until, tokens)
 
     def held(self, now: float) -> bool:
         """Whether it still waits for a draft."""
+        if self._turn_until is not None:
+            if now < self._turn_until:
+                return True
+            self._turn_until = None
         if self._hold is not None and (now >= self._hold[0] or self.buffered >= self._hold[1]):
             self._hold = None
         return self._hold is not None
@@ -141,8 +169,19 @@ class CloudCore:
 
     @property
     def buffered(self) -> int:
-        """Valid draft tokens waiting."""
+        """Valid draft tokens of the device waiting."""
         return len(self._buffer)
+
+    @property
+    def draftable(self) -> int:
+        """Draft tokens that the next step could verify: the device's, or else the cloud's own."""
+        return self.buffered or (0 if self.own is None else len(self.own.tokens))
+
+    @property
+    def draft_rate(self) -> float:
+        """Acceptance to expect of those."""
+        own = None if self.buffered else self.own
+        return self.acceptance.rate if own is None or not own.tokens else own.acceptance.rate
 
     def open(self, now: float) -> Commit | None:
         """Evaluate the finish over a resumed output first: a lost last commit must not generate past the end.
@@ -170,7 +209,9 @@ class CloudCore:
         fate = self._buffer.receive(run)
         self.counts.stale_runs += fate is not RunFate.KEPT
         if fate is RunFate.KEPT:
-            self.response.arrived(len(run.tokens), now, opens=opens)
+            self._turn_until = None
+            if run.tokens:
+                self.response.arrived(len(run.tokens), now, opens=opens)
         elif opens:
             self.response.refuted(now)  # it was dead on arrival: the device answers a later commit
         return fate
@@ -202,8 +243,11 @@ class CloudCore:
         """
         if not self.runnable:
             raise ValueError(f"a step was begun on a generation that is {self.state.value}, paused or in a step")
-        limit = min(limit, self._max_output - len(self.output) - 1)
-        self._verifying = self._buffer.peek(max(limit, 0))
+        limit = max(min(limit, self._max_output - len(self.output) - 1), 0)
+        self._verifying = self._buffer.peek(limit)
+        self._verifying_own = not self._buffer and self.own is not None
+        if self._verifying_own and self.own is not None:
+            self._verifying = self.own.tokens[:limit]
         return self._verifying
 
     def abandon_step(self) -> None:
@@ -233,8 +277,13 @@ class CloudCore:
             if finish is not None:
                 break
         accepted = min(accepted, len(tokens))
-        self.counts.record(len(drafted), accepted)
-        self._observe(drafted, targets, accepted)
+        own = self._verifying_own and bool(drafted)
+        self.counts.record(len(drafted), accepted, own=own)
+        self._observe(() if own else drafted, tokens, accepted)
+        if self.own is not None:
+            self.own.committed(tokens)
+        if own:  # to the device these are the cloud's tokens
+            drafted, accepted = (), 0
         self.output.extend(tokens)
         self._buffer.committed()
         if self.refuted:
@@ -251,6 +300,8 @@ class CloudCore:
         )
         if finish is not None:
             return dataclasses.replace(commit, finish=self._finished(finish).finish)
+        if self.mode.pacing is Pacing.LOCKSTEP and not self._buffer:
+            self._turn_until = now + self.limits.lockstep_timeout_s
         if self._unacknowledged >= self.limits.max_unacknowledged:
             self._paused_since = now
         return commit
@@ -261,6 +312,8 @@ class CloudCore:
             return None
         if self._paused_since is not None:
             return self._paused_since + self.limits.acknowledge_timeout_s
+        if self._turn_until is not None:
+            return self._turn_until
         return None if self._hold is None else self._hold[0]
 
     def expired(self, now: float) -> PilotfishError | None:
@@ -274,16 +327,18 @@ class CloudCore:
             f"the device acknowledged nothing for {self.limits.acknowledge_timeout_s:g} s; resume to go on"
         )
 
-    def _observe(self, drafted: tuple[int, ...], targets: Sequence[int], accepted: int) -> None:
-        """Learn from the step: also from the draft token at the place of its last target token, which was not verified
-        but can be compared.
+    def _observe(self, drafted: tuple[int, ...], tokens: Sequence[int], accepted: int) -> None:
+        """Learn from a step that committed ``tokens``, of which ``drafted`` (the device's) were verified: also from
+        what the device drafted at their places and was not verified, but can be compared.
         """
         if accepted < len(drafted):
-            self.acceptance.observe(accepted, refuted=True)
+            self.acceptance.observe(accepted, refuted=accepted < len(tokens))
             return
-        beyond = self._buffer.peek(accepted + 1)[accepted:]
-        match = beyond == (targets[accepted],)
-        self.acceptance.observe(accepted + match, refuted=bool(beyond) and not match)
+        ahead = self._buffer.peek(len(tokens))
+        agreed = 0
+        while agreed < len(ahead) and ahead[agreed] == tokens[agreed]:
+            agreed += 1
+        self.acceptance.observe(agreed, refuted=agreed < len(ahead))
 
     @property
     def _unacknowledged(self) -> int:

@@ -7,15 +7,18 @@ import dataclasses
 from pilotfish_core.drafts import DraftRun, Finish, Origin, TokenLogprobs
 from pilotfish_core.errors import PilotfishError
 from pilotfish_core.messages import Ping
+from pilotfish_core.modes import Arm, Hint, Mode, Objective
 from pilotfish_core.retry import RetryPolicy
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceConfig:
-    """How far and how the device drafts, and when it worries about the link."""
+    """Who drafts, how far and how, and when the device worries about the link."""
 
     window: int = 16  # at most so many draft tokens beyond the last commit that the device knows
     adaptive: bool = True  # choose how many, when to send them, and whether to draft at all; False: always ``window``
+    arm: Arm = Arm.AUTO  # who drafts, at what pace
+    objective: Objective = Objective.LATENCY  # of AUTO
     draft_chunk: int = 1  # tokens per draft task: small, so that a commit is noticed soon
     acknowledge_every: int = 32  # committed tokens; draft runs that open a branch acknowledge for free
     retry: RetryPolicy = dataclasses.field(default_factory=RetryPolicy)
@@ -26,9 +29,10 @@ class DeviceConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Connect:
-    """Open a new stream (the next address after a failure) and send Open with this attempt number."""
+    """Open a new stream (the next address after a failure) and send Open with this attempt number and mode."""
 
     attempt: int
+    mode: Mode = dataclasses.field(default_factory=Mode)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,7 +74,21 @@ class End:
     error: PilotfishError | None = None
 
 
-Action = Connect | SendDraft | SendAcknowledge | SendPing | Deliver | End
+@dataclasses.dataclass(frozen=True, slots=True)
+class SendMode:
+    """Tell the cloud how the device drafts from here on."""
+
+    mode: Mode
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SendHint:
+    """Tell the cloud what the app knows about the device."""
+
+    hint: Hint
+
+
+Action = Connect | SendDraft | SendAcknowledge | SendPing | SendMode | SendHint | Deliver | End
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

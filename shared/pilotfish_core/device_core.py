@@ -27,12 +27,15 @@ from pilotfish_core.device_actions import (
     End,
     SendAcknowledge,
     SendDraft,
+    SendHint,
+    SendMode,
     SendPing,
 )
-from pilotfish_core.draft_policy import DraftPolicy, DraftPolicyConfig
+from pilotfish_core.draft_policy import DraftPolicy, DraftPolicyConfig, PolicyMemory
 from pilotfish_core.drafts import Commit, DraftRun, Finish, FinishReason, Origin
 from pilotfish_core.errors import PilotfishError, ProtocolViolation, Unavailable
 from pilotfish_core.messages import Opened, Ping, Pong
+from pilotfish_core.modes import Advice, Hint, Mode, Pacing
 
 
 class DeviceState(enum.Enum):
@@ -54,7 +57,7 @@ class DeviceCore:
     """One generation's protocol state on the device.
 
     ``output`` is the caller's list of committed output tokens (the generation holds it); it only ever grows.
-    ``max_tokens`` bounds the whole output.
+    ``max_tokens`` bounds the whole output. ``memory`` is what earlier generations learned, and learns from this one.
     """
 
     def __init__(
@@ -67,6 +70,8 @@ class DeviceCore:
         drafting: bool,
         attempt: int = 0,
         jitter: random.Random | None = None,
+        memory: PolicyMemory | None = None,
+        hint: Hint | None = None,
     ) -> None:
         self.state = DeviceState.IDLE
         self.counts = DraftCounts()
@@ -77,7 +82,16 @@ class DeviceCore:
         self._config = config
         self._jitter = jitter or random.Random()
         self._drafting = drafting
-        self.policy = DraftPolicy(DraftPolicyConfig(window=config.window, adaptive=config.adaptive))
+        self.policy = DraftPolicy(
+            DraftPolicyConfig(
+                window=config.window, adaptive=config.adaptive, arm=config.arm, objective=config.objective
+            ),
+            memory,
+            drafting=drafting,
+            hint=hint,
+        )
+        self._said = Mode()  # the mode that the cloud knows
+        self._turn = False  # in lockstep: whether a commit has come that was not answered yet
         self._granted = config.window  # draft tokens that the cloud takes
         self._max_length: int | None = None  # the target's context, known once opened
         # The draft: _tail holds tokens at [length, length + len(_tail)), of which those below _sent have been sent on
@@ -136,10 +150,12 @@ class DeviceCore:
         self._branch, self._branch_open, self._sent = -1, False, 0
         self._measured_at = now - self._config.measure_every_s
         self.policy.reconnected()
+        self.policy.offered(message.cloud_draft)
         # An acknowledgement must come before the cloud pauses for the lack of it.
         self._acknowledge_every = max(1, min(self._config.acknowledge_every, message.max_unacknowledged // 2))
         self._limit_tail()
-        return self._flush()
+        self._turn = False  # the first token comes from the prefill, without a draft
+        return [*self._steer(), *self._flush()]
 
     def committed(self, commit: Commit, now: float) -> list[Action]:
         """The cloud committed tokens. What is known already is dropped; a gap loses the stream, which resumes."""
@@ -173,7 +189,12 @@ class DeviceCore:
             self.state = DeviceState.FINISHED
             self._forget_draft()
             return [*actions, End(commit.finish)]
-        if self._flush_at is None and self._unsent and not self.policy.paused:
+        actions += self._steer()
+        if self._said.pacing is Pacing.LOCKSTEP:
+            self._turn = True
+            if self._draft_limit() <= len(self._tail):
+                actions += self._answer()  # there is nothing to draft: the cloud must not wait for it
+        elif self._flush_at is None and self._unsent and not self.policy.paused:
             actions += self._flush()  # drafted while paused
         if self.length - self._acknowledged >= self._acknowledge_every:
             self._acknowledged = self.length
@@ -186,7 +207,11 @@ class DeviceCore:
             return None
         if self.state is DeviceState.IDLE:
             return None
-        count = min(self._config.draft_chunk, self._draft_limit() - len(self._tail))
+        count = self._draft_limit() - len(self._tail)
+        if self._said.pacing is Pacing.LOCKSTEP:
+            count = count if self._turn else 0
+        else:
+            count = min(self._config.draft_chunk, count)
         if count <= 0:
             return None
         task = DraftTask(self._synced, self._context(self._synced), count)
@@ -212,6 +237,8 @@ class DeviceCore:
             self._drafter_dry = not fresh
         self._tail.extend(fresh)
         self._limit_tail()
+        if self._said.pacing is Pacing.LOCKSTEP:
+            return self._answer() if self.state is DeviceState.STREAMING and self._turn else []
         if self.state is not DeviceState.STREAMING or not self._unsent or self.policy.paused:
             return []
         if self._drafter_dry or len(self._tail) >= self._draft_limit():
@@ -220,17 +247,32 @@ class DeviceCore:
             self._flush_at = now + (self.policy.flush_s if self._config.adaptive else 0.0)
         return self._flush() if now >= self._flush_at else []
 
-    def drafter_failed(self) -> None:
+    def drafter_failed(self) -> list[Action]:
         """The drafter cannot go on; the cloud decodes alone from here."""
         self._task = None
         self._drafting = False
         self._forget_draft()
+        self.policy.drafter_failed()
+        return self._steer()
+
+    def advised(self, advice: Advice, now: float) -> list[Action]:
+        """The cloud said what it knows and the device cannot."""
+        self._heard_at = now
+        self.policy.advised(advice)
+        return self._steer()
+
+    def hinted(self, hint: Hint, now: float) -> list[Action]:
+        """The app said how the device is."""
+        if self.ended or hint == self.policy.hint:
+            return []
+        self.policy.hinted(hint)
+        return [SendHint(hint), *self._steer()] if self.state is DeviceState.STREAMING else []
 
     def heard(self, message: Pong, now: float) -> list[Action]:
         """A pong arrived."""
         self._heard_at = now
         if self._ping is not None and self._ping[0].nonce == message.nonce:
-            self.policy.round_trip.observe(now - self._ping[1], now)
+            self.policy.memory.round_trip.observe(now - self._ping[1], now)
             self._ping = None
         return []
 
@@ -308,7 +350,27 @@ class DeviceCore:
         self._retry_at = None
         self._heard_at = now  # it may wait in the cloud's queue: only a missing pong says that nobody is there
         self.attempt += 1
-        return [Connect(self.attempt)]
+        self._said = self.policy.mode
+        return [Connect(self.attempt, self._said)]
+
+    def _steer(self) -> list[Action]:
+        """Say so when the policy wants another mode than the cloud knows."""
+        if self.state is not DeviceState.STREAMING or self.policy.mode == self._said:
+            return []
+        self._said = self.policy.mode
+        self._turn = False
+        return [SendMode(self._said)]
+
+    def _answer(self) -> list[Action]:
+        """In lockstep: the draft, or that there is none, so that the cloud goes on."""
+        self._turn = False
+        sent = self._flush()
+        if sent:
+            return sent
+        self._branch += 1
+        self._branch_open = True
+        self._sent = self.length
+        return [SendDraft(DraftRun(self._branch, self.length, ()))]
 
     def _end(self, error: PilotfishError) -> list[Action]:
         self.state = DeviceState.FAILED

@@ -1,8 +1,8 @@
-"""The device's half of the policy: how far to draft ahead, when to send, when not to draft at all. No clock.
+"""The device's half of the policy: which arm, how far to draft ahead, when to send. No clock, no I/O.
 
-It knows what a commit told: whether the drafted tokens were the target's, and how long the cloud takes between
-commits; what the drafter takes for a token; and the round trip. From these ``goodput.rate`` says how much faster the
-answer comes with drafts than without.
+It knows what commits told: whether the drafted tokens were the target's, and how long the cloud takes between them;
+what the drafter takes for a token; the round trip; and what the cloud says that its own drafts would gain. From these
+``goodput`` says how much faster the answer comes in each arm than from the cloud alone.
 """
 
 from __future__ import annotations
@@ -13,60 +13,133 @@ import math
 from typing import Any, Final
 
 from pilotfish_core.estimators import Acceptance, Average, RoundTrip
-from pilotfish_core.goodput import Pipeline, rate
+from pilotfish_core.goodput import Pipeline, best_hold, best_lockstep, expect
+from pilotfish_core.modes import Advice, Arm, CloudDraft, Hint, Mode, Objective, Pacing
 
 FIRST_WINDOW: Final = 2  # draft tokens ahead until the first comparisons are in
 FIRST_COMPARISONS: Final = 4
+REMEMBERED: Final = 8.0  # comparisons that what earlier generations showed stands for
 WORTH: Final = 0.05  # a draft token that is the target's with less than this probability is not drafted
 FLUSH_SHARE: Final = 0.1  # of the time between commits that a draft token may wait to be sent with others
 FLUSH_S: Final = (0.001, 0.008)  # within these bounds
-PAUSE_BELOW: Final = 0.02  # gain
-RESUME_ABOVE: Final = 0.05
+HOLD_CAP_S: Final = 0.05  # what a cloud holds at the most, by default
 PROBE_EVERY: Final = (8, 64)  # committed tokens between probes while paused: at first, at most
+SETTLED: Final = 8  # commits between two changes of the arm, at least
+SLACK: Final = 0.03  # how much slower than the cloud alone an arm may be that saves something else
+# What an arm must gain to be worth its trouble, and a change of arm on top of it, in shares of the plain speed. So the
+# device begins to draft from a gain of 5% and stops below 2%.
+TROUBLE: Final = {Arm.CLOUD: 0.0, Arm.CO_LOCATED: 0.02, Arm.ASYNC: 0.035}
+HYSTERESIS: Final = 0.015
+
+_MODES: Final = {
+    Arm.CLOUD: Mode(Pacing.PAUSED),
+    Arm.CO_LOCATED: Mode(Pacing.PAUSED, CloudDraft.MODEL),
+    Arm.CO_LOCATED_MODEL: Mode(Pacing.PAUSED, CloudDraft.MODEL),
+    Arm.CO_LOCATED_NGRAM: Mode(Pacing.PAUSED, CloudDraft.NGRAM),
+    Arm.LOCKSTEP: Mode(Pacing.LOCKSTEP),
+    Arm.ASYNC: Mode(Pacing.FREE),
+}
 
 
 class DraftReason(enum.StrEnum):
-    """Why the device drafts as it does."""
+    """Why the device drafts, or does not."""
 
+    FIXED = "fixed"  # the caller named the arm
     RAMP = "ramp"  # too little is known yet
     USEFUL = "useful"  # drafts are expected to pay
     USELESS = "useless"  # the target does not agree with them
     SLOW = "slow"  # they would come too late
+    CLOUD_DRAFTS = "cloud-drafts"  # the cloud's own are expected to pay more
+    LOAD = "load"  # the cloud asked for none
+    BATTERY = "battery"
+    BYTES = "bytes"
+    NO_DRAFTER = "no-drafter"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DraftPolicyConfig:
-    """``window``: the most draft tokens ahead. ``adaptive``: False drafts that far always, for comparisons."""
+    """``window``: the most draft tokens ahead. ``adaptive``: False drafts that far always, for comparisons.
+
+    ``arm``: the one to stay in, or AUTO. A fixed ASYNC still pauses while drafts do not pay, unless not adaptive.
+    """
 
     window: int = 16
     adaptive: bool = True
+    arm: Arm = Arm.AUTO
+    objective: Objective = Objective.LATENCY
     flush_s: tuple[float, float] = FLUSH_S
 
 
-class DraftPolicy:
-    """One generation's choices. Feed it with what is observed; ask ``window``, ``paused`` and ``flush_s``."""
+class PolicyMemory:
+    """What one generation learned that the next may begin with: of the link, the drafter, and the cloud."""
 
-    def __init__(self, config: DraftPolicyConfig) -> None:
-        self.config = config
-        self.acceptance = Acceptance()
+    def __init__(self) -> None:
+        self.acceptance = Acceptance(half_life=256.0)
         self.round_trip = RoundTrip()
         self.draft_time = Average(0.1)  # seconds a token
+        self.advice: Advice | None = None
+        self.cloud_draft = CloudDraft.NONE  # the best on offer
+
+
+class DraftPolicy:
+    """One generation's choices. Feed it with what is observed; ask ``arm``, ``mode``, ``window`` and ``flush_s``."""
+
+    def __init__(
+        self,
+        config: DraftPolicyConfig,
+        memory: PolicyMemory | None = None,
+        *,
+        drafting: bool = True,
+        hint: Hint | None = None,
+    ) -> None:
+        self.config = config
+        self.memory = memory or PolicyMemory()
+        self.hint = hint or Hint()
+        self.acceptance = Acceptance(
+            prior=self.memory.acceptance.rate, weight=min(2.0 + self.memory.acceptance.compared, REMEMBERED)
+        )
+        self._remembered = min(self.memory.acceptance.compared, FIRST_COMPARISONS)
         self.step_time = Average(0.1)  # seconds between commits
-        self.reason = DraftReason.RAMP
-        self.paused = False
         self.pauses = 0
+        self._drafting = drafting
         self._last_commit: float | None = None
         self._probe_every = PROBE_EVERY[0]
         self._since_probe = 0
+        self._since_change = SETTLED
+        self.arm = self._first_arm()
+        self.reason = self._reason(self.arm)
+        self._decide()
+        self._since_change = SETTLED  # the first choice is nothing that must settle
+
+    # -- choices ----------------------------------------------------------------------------------------------------
+
+    @property
+    def mode(self) -> Mode:
+        """What the cloud is to know of the arm. Where AUTO lets the device draft, the cloud fills in by prompt lookup,
+        which costs it next to nothing.
+        """
+        mode = _MODES[self.arm]
+        if self.config.arm is Arm.AUTO and self.config.adaptive and self.arm is Arm.ASYNC:
+            return dataclasses.replace(mode, cloud_draft=CloudDraft.NGRAM)
+        return mode
+
+    @property
+    def paused(self) -> bool:
+        """Whether the device sends no drafts."""
+        return not self.arm.device_drafts
 
     @property
     def window(self) -> int:
         """Draft tokens ahead of the last known commit; while paused those of a probe, which is not sent."""
+        if not self._drafting:
+            return 0
+        if self.arm is Arm.LOCKSTEP:
+            return self._lockstep_window()
         if not self.config.adaptive:
-            return self.config.window
+            return 0 if self.paused else self.config.window
         if self.paused:
-            return 1 if self._since_probe >= self._probe_every else 0
-        if self.acceptance.compared < FIRST_COMPARISONS:
+            return 1 if self._probes and self._since_probe >= self._probe_every else 0
+        if not self._experienced:
             return min(self.config.window, FIRST_WINDOW)
         return min(self.config.window, depth(self.acceptance.rate))
 
@@ -77,23 +150,24 @@ class DraftPolicy:
         return min(high, max(low, FLUSH_SHARE * self.step_time.or_else(low)))
 
     @property
+    def objective(self) -> Objective:
+        """What it strives for: the app's hints change it."""
+        return self.hint.objective(self.config.objective)
+
+    @property
     def gain(self) -> float | None:
-        """Expected speed with drafts over that without, minus 1; None while too little is known."""
-        step, draft = self.step_time.value, self.draft_time.value
-        if step is None or draft is None or self.acceptance.compared < FIRST_COMPARISONS:
-            return None
-        pipeline = Pipeline(
-            acceptance=self.acceptance.rate,
-            response=(self.round_trip.minimum or 0.0) + draft,
-            gap=draft,
-            window=min(self.config.window, depth(self.acceptance.rate)),
-        )
-        return rate(pipeline, lambda rows: step) * step - 1.0
+        """Expected speed with the device's drafts over that of the cloud alone, minus 1; None while too little is
+        known.
+        """
+        expected = self._expected()
+        return None if expected is None else expected[0]
+
+    # -- observations -----------------------------------------------------------------------------------------------
 
     def drafted(self, tokens: int, seconds: float) -> None:
         """The drafter took ``seconds`` for ``tokens``."""
         if tokens:
-            self.draft_time.observe(seconds / tokens)
+            self.memory.draft_time.observe(seconds / tokens)
 
     def committed(self, count: int, agreed: int, *, refuted: bool, now: float) -> None:
         """``count`` tokens were committed at ``now``; the first ``agreed`` were drafted so, the next was not if
@@ -103,47 +177,197 @@ class DraftPolicy:
             self.step_time.observe(now - self._last_commit)
         self._last_commit = now
         self._since_probe += count
+        self._since_change += 1
         if agreed or refuted:
-            self.acceptance.observe(agreed, refuted=refuted)
+            for acceptance in (self.acceptance, self.memory.acceptance):
+                acceptance.observe(agreed, refuted=refuted)
             if self.paused:
                 self._since_probe = 0
                 self._probe_every = PROBE_EVERY[0] if agreed else min(2 * self._probe_every, PROBE_EVERY[1])
+        self._decide()
+
+    def offered(self, cloud_draft: CloudDraft) -> None:
+        """The cloud opened the stream and can draft with this."""
+        self.memory.cloud_draft = cloud_draft
+
+    def advised(self, advice: Advice) -> None:
+        """The cloud said what the device cannot know."""
+        self.memory.advice = advice
+        self._decide()
+
+    def hinted(self, hint: Hint) -> None:
+        """The app said how the device is."""
+        self.hint = hint
+        self._since_change = SETTLED
         self._decide()
 
     def reconnected(self) -> None:
         """A new stream: the time since the last commit says nothing about steps."""
         self._last_commit = None
 
-    def _decide(self) -> None:
-        gain = self.gain
-        if not self.config.adaptive or gain is None:
-            return
-        if self.paused:
-            if gain >= RESUME_ABOVE:
-                self.paused, self.reason = False, DraftReason.USEFUL
-        elif gain < PAUSE_BELOW:
-            self.paused = True
-            self.pauses += 1
-            self.reason = DraftReason.USELESS if self.acceptance.rate < 0.3 else DraftReason.SLOW
-            self._since_probe, self._probe_every = 0, PROBE_EVERY[0]
-        else:
-            self.reason = DraftReason.USEFUL
+    def drafter_failed(self) -> None:
+        """The device cannot draft any more."""
+        self._drafting = False
+        if self.arm.device_drafts:
+            self._change(self._first_arm())
 
     def explain(self) -> dict[str, Any]:
-        """The numbers behind the current choice."""
+        """The numbers behind the current choice. Times in milliseconds; gains over the cloud alone."""
+        gains = {arm.value: round(value, 3) for arm, value in self._gains().items()}
+        trip, advice = self.memory.round_trip, self.memory.advice
         return {
+            "arm": self.arm.value,
             "reason": self.reason.value,
+            "objective": self.objective.value,
             "paused": self.paused,
             "window": self.window,
             "flush_ms": round(self.flush_s * 1e3, 3),
             "acceptance": round(self.acceptance.rate, 3),
             "compared": self.acceptance.compared,
-            "gain": None if self.gain is None else round(self.gain, 3),
-            "round_trip_ms": _ms(self.round_trip.minimum),
-            "jitter_ms": _ms(self.round_trip.deviation),
-            "draft_ms": _ms(self.draft_time.value),
-            "step_ms": _ms(self.step_time.value),
+            "gains": gains,
+            "gain": gains.get(Arm.ASYNC.value),
+            "round_trip_ms": _ms(trip.minimum),
+            "jitter_ms": _ms(trip.deviation),
+            "draft_ms": _ms(self.memory.draft_time.value),
+            "step_ms": _ms(self._plain_step()),
+            "cloud_draft": self.memory.cloud_draft.name.lower(),
+            "advice": None if advice is None else advice.reason or "go on",
         }
+
+    # -- how --------------------------------------------------------------------------------------------------------
+
+    @property
+    def _experienced(self) -> bool:
+        """Whether the acceptance rate means anything yet."""
+        return self.acceptance.compared + self._remembered >= FIRST_COMPARISONS
+
+    @property
+    def _probes(self) -> bool:
+        """Whether it is worth to look now and then whether drafts would do better by now."""
+        return self.reason not in (DraftReason.FIXED, DraftReason.BATTERY, DraftReason.BYTES, DraftReason.NO_DRAFTER)
+
+    def _first_arm(self) -> Arm:
+        if self.config.arm is not Arm.AUTO:
+            wanted = self.config.arm
+        else:
+            wanted = Arm.ASYNC if self.objective in (Objective.LATENCY, Objective.CLOUD_COST) else Arm.CO_LOCATED
+        if wanted.device_drafts and not self._drafting:
+            return Arm.CO_LOCATED if self.config.arm is Arm.AUTO else Arm.CLOUD
+        return wanted
+
+    def _plain_step(self) -> float | None:
+        """Seconds of a plain decode step: the cloud knows; else the time between commits has to do."""
+        advice = self.memory.advice
+        return advice.step_s if advice is not None and advice.step_s > 0 else self.step_time.value
+
+    def _pipeline(self) -> tuple[Pipeline, float] | None:
+        step, draft = self._plain_step(), self.memory.draft_time.value
+        if step is None or step <= 0 or draft is None or not self._experienced:
+            return None
+        rate = self.acceptance.rate
+        pipeline = Pipeline(
+            acceptance=rate,
+            response=(self.memory.round_trip.minimum or 0.0) + draft,
+            gap=draft,
+            window=min(self.config.window, depth(rate)),
+        )
+        return pipeline, step
+
+    def _expected(self) -> tuple[float, float] | None:
+        """Gain of drafting freely, and the target's time for a token then, plain decoding being 1."""
+        known = self._pipeline()
+        if known is None:
+            return None
+        pipeline, step = known
+        hold = best_hold(pipeline, lambda rows: step, cap=HOLD_CAP_S).seconds
+        expected = expect(pipeline, lambda rows: step, hold)
+        return expected.rate * step - 1.0, expected.busy / step
+
+    def _lockstep_window(self) -> int:
+        known = self._pipeline() if self.config.adaptive else None
+        if known is None:
+            return min(self.config.window, 2 * FIRST_WINDOW) if self.config.adaptive else self.config.window
+        pipeline, step = known
+        return best_lockstep(pipeline, lambda rows: step)
+
+    def _gains(self) -> dict[Arm, float]:
+        """Of each arm that AUTO could take and of which enough is known."""
+        gains = {Arm.CLOUD: 0.0}
+        advice = self.memory.advice
+        if advice is not None and advice.cloud_draft and self.memory.cloud_draft:
+            gains[Arm.CO_LOCATED] = advice.cloud_gain
+        expected = self._expected() if self._drafting else None
+        if expected is not None:
+            gains[Arm.ASYNC] = expected[0]
+        return gains
+
+    def _scores(self) -> dict[Arm, float]:
+        """By the objective: in shares of the cloud alone, which has 0."""
+        gains, objective = self._gains(), self.objective
+        if objective in (Objective.BATTERY, Objective.BYTES):
+            gains.pop(Arm.ASYNC, None)
+        if objective is Objective.CLOUD_COST:
+            saved = {Arm.CLOUD: 0.0}
+            if Arm.CO_LOCATED in gains and self.memory.advice is not None:
+                saved[Arm.CO_LOCATED] = 1.0 - self.memory.advice.cloud_cost
+            expected = self._expected() if Arm.ASYNC in gains else None
+            if expected is not None and expected[0] >= -SLACK:
+                saved[Arm.ASYNC] = 1.0 - expected[1]
+            gains = saved
+        advice = self.memory.advice
+        if advice is not None and advice.max_draft_tokens == 0:
+            gains.pop(Arm.ASYNC, None)
+        return {arm: gain - TROUBLE[arm] for arm, gain in gains.items()}
+
+    def _decide(self) -> None:
+        if not self.config.adaptive or self.config.arm not in (Arm.AUTO, Arm.ASYNC):
+            return
+        scores = self._scores()
+        if self.config.arm is Arm.ASYNC:
+            scores.pop(Arm.CO_LOCATED, None)
+        if self.arm is Arm.ASYNC and self._drafting and self._expected() is None and self._may_draft:
+            return  # nothing is known yet: go on and find out
+        best = max(scores, key=lambda arm: scores[arm])
+        current = scores.get(self.arm, -math.inf)
+        if (
+            best is not self.arm
+            and scores[best] > current + HYSTERESIS
+            and (self._since_change >= SETTLED or current == -math.inf)
+        ):
+            self._change(best)
+        elif self.reason is DraftReason.RAMP and self.arm is Arm.ASYNC:
+            self.reason = DraftReason.USEFUL
+
+    @property
+    def _may_draft(self) -> bool:
+        advice = self.memory.advice
+        asked = advice is None or advice.max_draft_tokens != 0
+        return asked and self.objective in (Objective.LATENCY, Objective.CLOUD_COST)
+
+    def _change(self, arm: Arm) -> None:
+        if self.arm.device_drafts and not arm.device_drafts:
+            self.pauses += 1
+            self._since_probe, self._probe_every = 0, PROBE_EVERY[0]
+        self.arm, self._since_change = arm, 0
+        self.reason = self._reason(arm)
+
+    def _reason(self, arm: Arm) -> DraftReason:
+        if not self._drafting:
+            return DraftReason.NO_DRAFTER
+        if self.config.arm not in (Arm.AUTO, Arm.ASYNC) or not self.config.adaptive:
+            return DraftReason.FIXED
+        if arm.device_drafts:
+            return DraftReason.RAMP if self._expected() is None else DraftReason.USEFUL
+        if self.objective is Objective.BATTERY:
+            return DraftReason.BATTERY
+        if self.objective is Objective.BYTES:
+            return DraftReason.BYTES
+        if not self._may_draft:
+            return DraftReason.LOAD
+        gain = self.gain
+        if arm is Arm.CO_LOCATED and gain is not None and gain > TROUBLE[Arm.ASYNC]:
+            return DraftReason.CLOUD_DRAFTS
+        return DraftReason.USELESS if self.acceptance.rate < 0.3 else DraftReason.SLOW
 
 
 def depth(acceptance: float) -> int:

@@ -48,13 +48,55 @@ def best_rows(acceptance: float, available: int, step_time: StepTimeOf, *, other
     return best
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class OwnDraftChoice:
+    """How many tokens a source beside the target should draft a step (0: none); the expected speed over that without
+    any draft, minus 1; and the time spent for a token, that of plain decoding being 1.
+    """
+
+    tokens: int
+    gain: float
+    cost: float
+
+
+def best_own_draft(
+    acceptance: float, presence: float, cap: int, step_time: StepTimeOf, draft_seconds: float
+) -> OwnDraftChoice:
+    """The best number of tokens to draft in turn with the target, each of them costing ``draft_seconds``.
+
+    ``presence``: the share of steps for which the source has anything.
+    """
+    plain = step_time(1)
+    best = OwnDraftChoice(0, 0.0, 1.0)
+    for drafts in range(1, cap + 1):
+        tokens = 1.0 + presence * expected_accepted(acceptance, drafts)
+        time = presence * (step_time(1 + drafts) + drafts * draft_seconds) + (1.0 - presence) * plain
+        cost = time / tokens / plain
+        if 1.0 / cost - 1.0 > best.gain:
+            best = OwnDraftChoice(drafts, 1.0 / cost - 1.0, cost)
+    return best
+
+
 def plain_rate(step_time: StepTimeOf) -> float:
     """Tokens a second without speculation."""
     return 1.0 / step_time(1)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Expectation:
+    """Tokens a second, and the seconds that the target computes for a token."""
+
+    rate: float
+    busy: float
+
+
 def rate(pipeline: Pipeline, step_time: StepTimeOf, hold: float = 0.0) -> float:
     """Tokens a second when the cloud holds each step after a renewal for up to ``hold`` seconds."""
+    return expect(pipeline, step_time, hold).rate
+
+
+def expect(pipeline: Pipeline, step_time: StepTimeOf, hold: float = 0.0) -> Expectation:
+    """What to expect when the cloud holds each step after a renewal for up to ``hold`` seconds."""
     a, gap = pipeline.acceptance, max(pipeline.gap, MIN_GAP_S)
     plain = step_time(1)
     tokens = time = 0.0
@@ -77,7 +119,7 @@ def rate(pipeline: Pipeline, step_time: StepTimeOf, hold: float = 0.0) -> float:
         time += alive * plain
         alive *= a
         at += plain
-    return tokens / time
+    return Expectation(tokens / time, (time - hold) / tokens)
 
 
 def _streak(a: float, gap: float, window: int, step_time: StepTimeOf) -> tuple[float, float]:
@@ -120,3 +162,9 @@ def lockstep_rate(pipeline: Pipeline, step_time: StepTimeOf, drafts: int) -> flo
     """
     step = step_time(1 + drafts) + pipeline.response + (drafts - 1) * pipeline.gap
     return (1.0 + expected_accepted(pipeline.acceptance, drafts)) / step
+
+
+def best_lockstep(pipeline: Pipeline, step_time: StepTimeOf) -> int:
+    """The draft length at which stop-and-wait is fastest, at least 1."""
+    lengths = range(1, max(pipeline.window, 1) + 1)
+    return max(lengths, key=lambda drafts: lockstep_rate(pipeline, step_time, drafts))

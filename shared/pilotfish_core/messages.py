@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
+from pilotfish_core.modes import CloudDraft, Hint, Mode
 from pilotfish_core.parameters import SamplingParams
 
 PROTOCOL_VERSION: Final = 1
@@ -28,6 +29,8 @@ class Open:
     output: tuple[int, ...] = ()
     fingerprint: str = ""
     allow_other_fingerprint: bool = False
+    mode: Mode = dataclasses.field(default_factory=Mode)
+    hint: Hint = dataclasses.field(default_factory=Hint)
     protocol_version: int = PROTOCOL_VERSION
 
 
@@ -43,6 +46,7 @@ class Opened:
     cached_tokens: int = 0
     other_fingerprint: bool = False
     drafts: tuple[str, ...] = ()
+    cloud_draft: CloudDraft = CloudDraft.NONE  # the best that the cloud itself can draft with
     protocol_version: int = PROTOCOL_VERSION
 
 

@@ -10,25 +10,28 @@ from __future__ import annotations
 from typing import Final
 
 from pilotfish_core.drafts import Commit, DraftRun, Finish, FinishReason, Origin, TokenLogprobs
-from pilotfish_core.errors import InvalidParameter, ProtocolViolation
-from pilotfish_core.messages import (
-    GENERATION_ID_BYTES,
-    PROTOCOL_VERSION,
-    Acknowledged,
-    Open,
-    Opened,
-    Ping,
-    Pong,
-    PrefixUnknown,
-)
-from pilotfish_core.parameters import MAX_LOGIT_BIAS, SamplingParams
+from pilotfish_core.errors import ProtocolViolation
+from pilotfish_core.messages import Acknowledged, Open, Opened, Ping, Pong, PrefixUnknown
+from pilotfish_core.modes import Advice, Hint, Mode
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
+from pilotfish_core.wire_messages import (
+    advice_from_wire,
+    advice_to_wire,
+    hint_from_wire,
+    hint_to_wire,
+    mode_from_wire,
+    mode_to_wire,
+    open_from_wire,
+    open_to_wire,
+    opened_from_wire,
+    opened_to_wire,
+)
 
 MAX_FRAME_BYTES: Final = 1 << 20  # a prompt of 262,144 ids fits; gRPC's default is 4 MiB
 MAX_POSITION: Final = 2**31 - 1
 
-DeviceMessage = Open | DraftRun | Acknowledged | Ping
-CloudMessage = Opened | Commit | Pong | PrefixUnknown
+DeviceMessage = Open | DraftRun | Acknowledged | Ping | Mode | Hint
+CloudMessage = Opened | Commit | Pong | PrefixUnknown | Advice
 
 _ORIGINS: Final = {Origin.RECOVERED: pb.RECOVERED, Origin.BONUS: pb.BONUS, Origin.CLOUD: pb.CLOUD}
 _ORIGINS_BACK: Final[dict[int, Origin]] = {int(wire): origin for origin, wire in _ORIGINS.items()}
@@ -46,18 +49,7 @@ class DeviceFrameWriter:
 
     def open(self, message: Open) -> pb.DeviceFrame:
         """The first frame."""
-        frame = pb.DeviceFrame()
-        opening = frame.open
-        opening.protocol_version = message.protocol_version
-        opening.model = message.model
-        opening.tokenizer_hash = bytes.fromhex(message.tokenizer_hash)
-        opening.generation_id = message.generation_id
-        opening.attempt = message.attempt
-        opening.prompt.tokens.extend(message.prompt)
-        opening.params.CopyFrom(_params_to_wire(message.params))
-        opening.output.extend(message.output)
-        opening.fingerprint = message.fingerprint
-        opening.allow_other_fingerprint = message.allow_other_fingerprint
+        frame = pb.DeviceFrame(open=open_to_wire(message))
         self._base = len(message.prompt) + len(message.output)
         return frame
 
@@ -89,6 +81,14 @@ class DeviceFrameWriter:
         """A ping."""
         return pb.DeviceFrame(ping=pb.Ping(nonce=ping.nonce))
 
+    def mode(self, mode: Mode) -> pb.DeviceFrame:
+        """How the device drafts from here on."""
+        return pb.DeviceFrame(mode=mode_to_wire(mode))
+
+    def hint(self, hint: Hint) -> pb.DeviceFrame:
+        """What the app knows about the device."""
+        return pb.DeviceFrame(hint=hint_to_wire(hint))
+
 
 class DeviceFrameReader:
     """Reads the device's frames in the cloud, for one stream."""
@@ -107,15 +107,19 @@ class DeviceFrameReader:
             raise ProtocolViolation("a second open" if self._opened else "the first frame must carry open")
         if control == "open":
             self._opened = True
-            opening = _open_from_wire(frame.open)
+            opening = open_from_wire(frame.open)
             self._base = len(opening.prompt) + len(opening.output)
             messages.append(opening)
         elif control == "ping":
             messages.append(Ping(frame.ping.nonce))
+        elif control == "mode":
+            messages.append(mode_from_wire(frame.mode))
+        elif control == "hint":
+            messages.append(hint_from_wire(frame.hint))
         if frame.HasField("acknowledged"):
             messages.append(Acknowledged(frame.acknowledged))
         tokens = _tokens_of(frame)
-        if tokens:
+        if tokens or frame.HasField("advance") or frame.HasField("branch"):
             before = self._branch
             run = self._run(frame, tokens)
             if run.branch > before and not frame.HasField("acknowledged"):
@@ -152,19 +156,7 @@ class CloudFrameWriter:
 
     def opened(self, message: Opened) -> pb.CloudFrame:
         """The first frame."""
-        return pb.CloudFrame(
-            opened=pb.Opened(
-                protocol_version=message.protocol_version,
-                model=message.model,
-                fingerprint=message.fingerprint,
-                other_fingerprint=message.other_fingerprint,
-                max_model_len=message.max_model_len,
-                max_draft_tokens=message.max_draft_tokens,
-                max_unacknowledged=message.max_unacknowledged,
-                cached_tokens=message.cached_tokens,
-                drafts=message.drafts,
-            )
-        )
+        return pb.CloudFrame(opened=opened_to_wire(message))
 
     def commit(self, commit: Commit) -> pb.CloudFrame:
         """A commit; the position is left out when it follows the last one."""
@@ -198,6 +190,10 @@ class CloudFrameWriter:
         """The answer to a ping."""
         return pb.CloudFrame(pong=pb.Pong(nonce=ping.nonce))
 
+    def advice(self, advice: Advice) -> pb.CloudFrame:
+        """What the cloud knows and the device cannot."""
+        return pb.CloudFrame(advice=advice_to_wire(advice))
+
     def prefix_unknown(self) -> pb.CloudFrame:
         """The prompt's prefix is not known."""
         return pb.CloudFrame(prefix_unknown=pb.PrefixUnknown())
@@ -218,9 +214,11 @@ class CloudFrameReader:
             if self._opened:
                 raise ProtocolViolation("the verifier opened the stream twice")
             self._opened = True
-            messages.append(_opened_from_wire(frame.opened))
+            messages.append(opened_from_wire(frame.opened))
         elif control == "pong":
             messages.append(Pong(frame.pong.nonce))
+        elif control == "advice":
+            messages.append(advice_from_wire(frame.advice))
         elif control == "prefix_unknown":
             messages.append(PrefixUnknown())
         tokens = _tokens_of(frame)
@@ -262,85 +260,6 @@ def _tokens_of(frame: pb.DeviceFrame | pb.CloudFrame) -> tuple[int, ...]:
     if frame.tokens:
         raise ProtocolViolation("a frame carries token or tokens, not both")
     return (frame.token,)
-
-
-def _params_to_wire(params: SamplingParams) -> pb.SamplingParams:
-    message = pb.SamplingParams(
-        temperature=params.temperature,
-        top_k=params.top_k,
-        top_p=params.top_p,
-        min_p=params.min_p,
-        repetition_penalty=params.repetition_penalty,
-        presence_penalty=params.presence_penalty,
-        frequency_penalty=params.frequency_penalty,
-        logit_bias=dict(params.logit_bias),
-        seed=params.seed,
-        max_tokens=params.max_tokens,
-        min_tokens=params.min_tokens,
-        ignore_eos=params.ignore_eos,
-        stop=params.stop,
-        stop_token_ids=params.stop_token_ids,
-    )
-    if params.logprobs is not None:
-        message.logprobs = params.logprobs
-    return message
-
-
-def _params_from_wire(message: pb.SamplingParams) -> SamplingParams:
-    if len(message.logit_bias) > MAX_LOGIT_BIAS:
-        raise InvalidParameter.of("logit_bias", f"{len(message.logit_bias)} entries", f"at most {MAX_LOGIT_BIAS}")
-    return SamplingParams(
-        temperature=message.temperature,
-        top_k=message.top_k,
-        top_p=message.top_p,
-        min_p=message.min_p,
-        repetition_penalty=message.repetition_penalty,
-        presence_penalty=message.presence_penalty,
-        frequency_penalty=message.frequency_penalty,
-        logit_bias=tuple(sorted(message.logit_bias.items())),
-        seed=message.seed,
-        max_tokens=message.max_tokens,
-        min_tokens=message.min_tokens,
-        ignore_eos=message.ignore_eos,
-        stop=tuple(message.stop),
-        stop_token_ids=tuple(message.stop_token_ids),
-        logprobs=message.logprobs if message.HasField("logprobs") else None,
-    )
-
-
-def _open_from_wire(message: pb.Open) -> Open:
-    if message.protocol_version != PROTOCOL_VERSION:
-        raise ProtocolViolation(
-            f"the device speaks protocol version {message.protocol_version}, this verifier {PROTOCOL_VERSION}"
-        )
-    if len(message.generation_id) != GENERATION_ID_BYTES:
-        raise ProtocolViolation(f"generation_id has {len(message.generation_id)} bytes; expected {GENERATION_ID_BYTES}")
-    return Open(
-        protocol_version=message.protocol_version,
-        model=message.model,
-        tokenizer_hash=message.tokenizer_hash.hex(),
-        generation_id=message.generation_id,
-        attempt=message.attempt,
-        prompt=tuple(message.prompt.tokens),
-        params=_params_from_wire(message.params),
-        output=tuple(message.output),
-        fingerprint=message.fingerprint,
-        allow_other_fingerprint=message.allow_other_fingerprint,
-    )
-
-
-def _opened_from_wire(message: pb.Opened) -> Opened:
-    return Opened(
-        protocol_version=message.protocol_version,
-        model=message.model,
-        fingerprint=message.fingerprint,
-        other_fingerprint=message.other_fingerprint,
-        max_model_len=message.max_model_len,
-        max_draft_tokens=message.max_draft_tokens,
-        max_unacknowledged=message.max_unacknowledged,
-        cached_tokens=message.cached_tokens,
-        drafts=tuple(message.drafts),
-    )
 
 
 def _finish_from_wire(message: pb.Finish) -> Finish:

@@ -7,6 +7,7 @@ import random
 from pilotfish_core.device_actions import Connect, DeviceConfig, SendPing
 from pilotfish_core.device_core import DeviceCore, DeviceState
 from pilotfish_core.messages import Opened, Pong
+from pilotfish_core.modes import Mode, Pacing
 
 CONFIG = DeviceConfig(ping_after_s=20.0, ping_timeout_s=10.0)
 OPENED = Opened(model="m", fingerprint="f", max_model_len=100, max_draft_tokens=8, max_unacknowledged=64)
@@ -14,7 +15,7 @@ OPENED = Opened(model="m", fingerprint="f", max_model_len=100, max_draft_tokens=
 
 def core() -> DeviceCore:
     device = DeviceCore(prompt=(1, 2), output=[], max_tokens=8, config=CONFIG, drafting=False, jitter=random.Random(0))
-    assert device.start(0.0) == [Connect(1)]
+    assert device.start(0.0) == [Connect(1, Mode(Pacing.PAUSED))]
     return device
 
 
@@ -47,5 +48,5 @@ def test_a_verifier_that_answers_no_ping_is_given_up() -> None:
     assert device.state is DeviceState.WAITING
     retry_at = device.next_deadline()
     assert retry_at is not None
-    assert device.expired(retry_at) == [Connect(2)]
+    assert device.expired(retry_at) == [Connect(2, Mode(Pacing.PAUSED))]
     ping_of(device, retry_at + 20.0)

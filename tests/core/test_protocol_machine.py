@@ -19,12 +19,16 @@ from pilotfish_core.device_actions import (
     End,
     SendAcknowledge,
     SendDraft,
+    SendHint,
+    SendMode,
     SendPing,
 )
 from pilotfish_core.device_core import DeviceCore, DeviceState
 from pilotfish_core.drafts import Commit, DraftRun, Finish, FinishReason
 from pilotfish_core.errors import Unavailable
 from pilotfish_core.messages import Acknowledged, Opened, Ping, Pong
+from pilotfish_core.modes import Advice, Arm, CloudDraft, Hint, Mode
+from pilotfish_core.own_draft import OwnDraft, OwnRecord
 from pilotfish_core.retry import RetryPolicy
 
 VOCABULARY = 4
@@ -61,8 +65,8 @@ class Link:
     """One stream: two ordered queues, and what the specification needs to know about it."""
 
     cloud: CloudCore
-    up: list[DraftRun | Acknowledged | Ping]
-    down: list[Opened | Commit | Pong]
+    up: list[DraftRun | Acknowledged | Ping | Mode | Hint]
+    down: list[Opened | Commit | Pong | Advice]
     received: list[DraftRun]
     verified: set[tuple[int, int]]
 
@@ -80,6 +84,7 @@ class ProtocolMachine(RuleBasedStateMachine):
         acknowledge_every=st.integers(1, 40),
         adaptive=st.booleans(),
         tick=st.sampled_from([0.0001, 0.01, 0.3]),
+        arm=st.sampled_from([Arm.AUTO, Arm.ASYNC, Arm.LOCKSTEP, Arm.CLOUD, Arm.CO_LOCATED]),
     )
     def begin(
         self,
@@ -94,6 +99,7 @@ class ProtocolMachine(RuleBasedStateMachine):
         acknowledge_every: int,
         adaptive: bool,
         tick: float,
+        arm: Arm,
     ) -> None:
         self.prompt, self.max_tokens, self.salt, self.quality = tuple(prompt), max_tokens, salt, quality
         self.reference = target_alone(self.prompt, max_tokens, salt)
@@ -115,6 +121,7 @@ class ProtocolMachine(RuleBasedStateMachine):
                 window=window,
                 draft_chunk=chunk,
                 adaptive=adaptive,
+                arm=arm,
                 acknowledge_every=acknowledge_every,
                 retry=RetryPolicy(max_attempts=10**6, max_first_attempts=10**6),
             ),
@@ -128,8 +135,14 @@ class ProtocolMachine(RuleBasedStateMachine):
     def act(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
-                case Connect():
-                    self.connect()
+                case Connect(_, mode):
+                    self.connect(mode)
+                case SendMode(mode):
+                    assert self.link is not None
+                    self.link.up.append(mode)
+                case SendHint(hint):
+                    assert self.link is not None
+                    self.link.up.append(hint)
                 case SendDraft(run, acknowledged):
                     assert self.link is not None
                     if acknowledged is not None:
@@ -146,7 +159,7 @@ class ProtocolMachine(RuleBasedStateMachine):
                 case End():
                     self.ends.append(action)
 
-    def connect(self) -> None:
+    def connect(self, mode: Mode) -> None:
         cloud = CloudCore(
             prompt_length=len(self.prompt),
             output=self.device.output,
@@ -155,6 +168,7 @@ class ProtocolMachine(RuleBasedStateMachine):
             max_output=self.max_tokens,
             limits=self.limits,
             now=self.now,
+            mode=mode,
         )
         self.link = Link(cloud, [], [], [], set())
         self.link.down.append(
@@ -164,6 +178,7 @@ class ProtocolMachine(RuleBasedStateMachine):
                 max_model_len=10**6,
                 max_draft_tokens=self.limits.max_draft_tokens,
                 max_unacknowledged=self.limits.max_unacknowledged,
+                cloud_draft=CloudDraft.MODEL,
             )
         )
         commit = cloud.open(self.now)
@@ -188,6 +203,11 @@ class ProtocolMachine(RuleBasedStateMachine):
         if isinstance(message, Ping):
             self.link.down.append(Pong(message.nonce))
             return
+        if isinstance(message, Mode):
+            self.link.cloud.steer(message, self.now)
+            return
+        if isinstance(message, Hint):
+            return
         for _ in range(1 + duplicate):
             if isinstance(message, Acknowledged):
                 self.link.cloud.acknowledge(message.length, self.now)
@@ -207,17 +227,54 @@ class ProtocolMachine(RuleBasedStateMachine):
         if isinstance(message, Pong):
             self.act(self.device.heard(message, self.now))
             return
+        if isinstance(message, Advice):
+            self.act(self.device.advised(message, self.now))
+            return
         link = self.link
         for _ in range(1 + duplicate):
             if self.link is link and not self.device.ended:
                 self.act(self.device.committed(message, self.now))
 
-    @precondition(lambda self: self.running and self.link.cloud.runnable)
-    @rule(limit=st.integers(0, 12))
-    def begin_step(self, limit: int) -> None:
+    @precondition(lambda self: self.running)
+    @rule(
+        gain=st.sampled_from([0.0, 0.5, 5.0]), most=st.sampled_from([None, 0, 4]), step_s=st.sampled_from([0.001, 0.04])
+    )
+    def advise(self, gain: float, most: int | None, step_s: float) -> None:
+        assert self.link is not None
+        if self.link.cloud.state is CloudState.RUNNING:
+            self.link.down.append(Advice(step_s, CloudDraft.MODEL, gain, 1 / (1 + gain), most))
+
+    @precondition(lambda self: not self.device.ended)
+    @rule(low=st.booleans(), fast=st.booleans())
+    def hint(self, low: bool, fast: bool) -> None:
+        self.act(self.device.hinted(Hint(battery_low=low, prefer_fast=fast), self.now))
+
+    def propose(self, count: int) -> None:
+        """The cloud drafts itself, where the device allows it and has nothing."""
+        assert self.link is not None
+        cloud = self.link.cloud
+        if cloud.mode.cloud_draft is CloudDraft.NONE:
+            cloud.own = None
+            return
+        cloud.own = cloud.own or OwnDraft(cloud.mode.cloud_draft, OwnRecord())
+        context = [*self.prompt, *cloud.output]
+        for _ in range(count):
+            wrong = self.draft_random.random() >= self.quality
+            context.append((target_token(tuple(context), self.salt) + wrong) % VOCABULARY)
+        cloud.own.propose(context[cloud.length :])
+
+    @precondition(lambda self: self.running and self.link.cloud.runnable and not self.link.cloud.held(self.now))
+    @rule(limit=st.integers(0, 12), own=st.integers(0, 4))
+    def begin_step(self, limit: int, own: int) -> None:
         assert self.link is not None
         self.tick()
         cloud = self.link.cloud
+        if not cloud.buffered:
+            self.propose(own)
+        if not cloud.buffered and cloud.own is not None and cloud.own.tokens:
+            room = max(self.max_tokens - len(cloud.output) - 1, 0)
+            assert cloud.draft(limit, self.now) == cloud.own.tokens[: min(limit, room)]
+            return
         drafts = cloud.draft(limit, self.now)
         expected = self.specified_draft(self.link)
         room = max(self.max_tokens - len(cloud.output) - 1, 0)
@@ -226,7 +283,6 @@ class ProtocolMachine(RuleBasedStateMachine):
             row = (self.link.received[-1].branch, cloud.length + offset)
             assert row not in self.link.verified, "a draft token was verified twice"
             self.link.verified.add(row)
-        self.in_step = drafts
 
     @precondition(lambda self: self.running and self.link.cloud._verifying is not None)
     @rule()
@@ -358,8 +414,12 @@ class ProtocolMachine(RuleBasedStateMachine):
                 self.end_step()
             else:
                 self.begin_draft()
-                if self.link.cloud.runnable:
-                    self.begin_step(3)
+                if self.link.cloud.runnable and not self.link.cloud.held(self.now):
+                    self.begin_step(3, 2)
+                elif self.link.cloud.held(self.now) and not self.link.up and self.task is None:
+                    deadline = self.link.cloud.next_deadline()  # in lockstep, when the device's run was lost as stale
+                    assert deadline is not None
+                    self.now = max(self.now, deadline)
                 elif self.task is None:
                     self.wait()
         assert self.device.state is DeviceState.FINISHED

@@ -62,17 +62,11 @@ def test_a_hold_needs_a_device_that_answers_soon_and_well() -> None:
     assert FixedRows(8).hold(one, 0, 0.0) is None
 
 
-class Holding:
+class Holding(FixedRows):
     """Holds sequence ``a`` after each commit."""
-
-    def draft_rows(self, candidates: list[Sequence], available: list[int], budget: int, now: float) -> list[int]:
-        return [min(count, 8) for count in available]
 
     def hold(self, sequence: Sequence, others: int, now: float) -> Hold | None:
         return Hold(0.010, 2) if sequence.key == "a" else None
-
-    def observe(self, rows: int, seconds: float) -> None:
-        pass
 
 
 def step(scheduler: Scheduler, now: float) -> list[str]:
@@ -94,7 +88,7 @@ def step(scheduler: Scheduler, now: float) -> list[str]:
 
 
 def test_a_held_sequence_sits_out_and_the_others_go_on() -> None:
-    holding: SpeculationPolicy = Holding()  # type: ignore[assignment]
+    holding: SpeculationPolicy = Holding(8)
     scheduler = Scheduler(SchedulerConfig(max_model_len=64, num_blocks=64, block_size=4), holding)
     one, other = sequence("a", [1, 2, 3], 30), sequence("b", [4, 5], 30)
     scheduler.add(one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from typing import Any
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from pilotfish_core.drafts import Commit, DraftRun, Finish, FinishReason, Origin, TokenLogprobs
 from pilotfish_core.errors import InvalidParameter, PilotfishError, ProtocolViolation
 from pilotfish_core.messages import Acknowledged, Open, Opened, Ping, Pong
+from pilotfish_core.modes import Advice, CloudDraft, Hint, Mode, Pacing
 from pilotfish_core.parameters import SamplingParams
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.wire import CloudFrameReader, CloudFrameWriter, DeviceFrameReader, DeviceFrameWriter
@@ -32,6 +34,8 @@ def opening(**changes: Any) -> Open:
 
 
 OPENED = Opened(model="m", fingerprint="f", max_model_len=9, max_draft_tokens=8, max_unacknowledged=7, cached_tokens=6)
+
+OPEN = opening()
 
 params = st.builds(
     SamplingParams,
@@ -122,6 +126,59 @@ def test_logprobs_cross_as_single_precision() -> None:
     reader = CloudFrameReader()
     reader.read(CloudFrameWriter().opened(OPENED))
     assert reader.read(CloudFrameWriter().commit(commit)) == [commit]
+
+
+@given(
+    pacing=st.sampled_from(Pacing),
+    source=st.sampled_from(CloudDraft),
+    hint=st.builds(Hint, st.booleans(), st.booleans(), st.booleans()),
+)
+def test_mode_and_hint_cross(pacing: Pacing, source: CloudDraft, hint: Hint) -> None:
+    mode = Mode(pacing, source)
+    writer, reader = DeviceFrameWriter(), DeviceFrameReader()
+    message = dataclasses.replace(OPEN, mode=mode, hint=hint)
+    assert reader.read(writer.open(message)) == [message]
+    assert reader.read(writer.mode(mode)) == [mode]
+    assert reader.read(writer.hint(hint)) == [hint]
+
+
+@given(
+    step_us=st.integers(0, 2**32 - 1),
+    source=st.sampled_from(CloudDraft),
+    gain=st.floats(-1, 100, width=32),
+    cost=st.floats(0, 100, width=32),
+    most=st.none() | st.integers(0, 64),
+    reason=st.text(max_size=10),
+)
+def test_advice_crosses(
+    step_us: int, source: CloudDraft, gain: float, cost: float, most: int | None, reason: str
+) -> None:
+    advice = Advice(step_us / 1e6, source, gain, cost, most, reason)
+    reader = CloudFrameReader()
+    reader.read(CloudFrameWriter().opened(OPENED))
+    assert reader.read(CloudFrameWriter().advice(advice)) == [advice]
+
+
+def test_a_run_without_tokens_opens_a_branch() -> None:
+    writer, reader = DeviceFrameWriter(), DeviceFrameReader()
+    reader.read(writer.open(OPEN))
+    begin = len(OPEN.prompt) + len(OPEN.output)
+    empty, after = DraftRun(0, begin + 2, ()), DraftRun(1, begin + 3, (7, 8))
+    assert reader.read(writer.draft(empty)) == [Acknowledged(begin + 2), empty]
+    assert reader.read(writer.draft(after)) == [Acknowledged(begin + 3), after]
+
+
+def test_a_mode_or_an_advice_that_makes_no_sense_is_refused() -> None:
+    reader = DeviceFrameReader()
+    reader.read(DeviceFrameWriter().open(OPEN))
+    with pytest.raises(ProtocolViolation, match="pacing 9"):
+        reader.read(pb.DeviceFrame(mode=pb.Mode(pacing=9)))  # type: ignore[arg-type]
+    assert reader.read(pb.DeviceFrame(mode=pb.Mode(cloud_draft=9))) == [Mode()]  # type: ignore[arg-type]
+    cloud = CloudFrameReader()
+    cloud.read(CloudFrameWriter().opened(OPENED))
+    for gain in (float("nan"), -2.0, float("inf")):
+        with pytest.raises(ProtocolViolation, match="gain"):
+            cloud.read(pb.CloudFrame(advice=pb.Advice(cloud_gain=gain, cloud_cost=1.0)))
 
 
 def test_pings_cross() -> None:

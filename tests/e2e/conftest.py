@@ -57,7 +57,9 @@ async def verifier() -> AsyncIterator[Verifier]:
 
 @contextlib.asynccontextmanager
 async def connected(verifier: Verifier, **options: Any) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(verifier.address, **{"draft": None} | options) as client:
+    """A client; without a drafter the target decodes alone."""
+    alone = {"draft": None, "arm": "cloud"} if options.get("draft") is None else {}
+    async with AsyncClient(verifier.address, **alone | options) as client:
         yield client
 
 

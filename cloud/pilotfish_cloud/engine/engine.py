@@ -15,9 +15,11 @@ import torch
 
 from pilotfish_cloud.config import ServerConfig
 from pilotfish_cloud.engine.determinism import NORMAL_RULE, calibrate
+from pilotfish_cloud.engine.draft_model import DraftModel
 from pilotfish_cloud.engine.engine_config import EngineConfig, EngineStats, scheduler_config, speculation_policy
 from pilotfish_cloud.engine.fingerprint import fingerprint
 from pilotfish_cloud.engine.interface import (
+    AdviceEvent,
     CommitEvent,
     Engine,
     EngineEvent,
@@ -35,7 +37,8 @@ from pilotfish_cloud.engine.step_times import step_times
 from pilotfish_core.cloud_core import CloudLimits
 from pilotfish_core.drafts import DraftRun
 from pilotfish_core.errors import EngineFailure, PilotfishError, Unavailable
-from pilotfish_core.scheduling import ScheduledStep, Scheduler, Sequence
+from pilotfish_core.modes import Hint, Mode
+from pilotfish_core.scheduling import CloudDrafter, CloudNgram, ScheduledStep, Scheduler, Sequence
 from pilotfish_core.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -44,8 +47,12 @@ _log = logging.getLogger(__name__)
 class EmbeddedEngine(Engine):
     """See ``Engine``. ``tokenizer`` is the target's; ``info`` is complete before ``start``."""
 
-    def __init__(self, loaded: LoadedModel, config: EngineConfig) -> None:
-        """Raises LocalError when deterministic mode was asked for and this machine fails its self-check."""
+    def __init__(self, loaded: LoadedModel, config: EngineConfig, *, draft: LoadedModel | None = None) -> None:
+        """``draft``: a small model that drafts for devices that do not.
+
+        Raises LocalError when deterministic mode was asked for and this machine fails its self-check,
+        TokenizerMismatch for a draft model of another vocabulary.
+        """
         torch.set_num_threads(config.threads)
         self.config = config
         self.tokenizer: Tokenizer = loaded.tokenizer
@@ -59,7 +66,18 @@ class EmbeddedEngine(Engine):
             max_len=max_len,
         )
         rule = calibrate(self.runner, max_rows=config.max_num_batched_tokens) if config.deterministic else NORMAL_RULE
-        self.scheduler = Scheduler(scheduling, speculation_policy(config))
+        drafters: list[CloudDrafter] = [CloudNgram()]
+        if draft is not None:
+            drafters.append(
+                DraftModel(
+                    draft,
+                    target=self.tokenizer,
+                    num_slots=config.max_num_seqs,
+                    max_len=max_len,
+                    max_tokens=scheduling.max_draft_rows,
+                )
+            )
+        self.scheduler = Scheduler(scheduling, speculation_policy(config), drafters)
         for rows, seconds in step_times(self.runner, most=config.max_draft_rows + 1):
             self.scheduler.policy.observe(rows, seconds)
         self._sampler = StepSampler(self.tokenizer)
@@ -87,6 +105,7 @@ class EmbeddedEngine(Engine):
             max_draft_tokens=config.max_draft_tokens,
             deterministic=config.deterministic,
             dtype=loaded.dtype_name,
+            cloud_draft=self.scheduler.cloud_draft,
         )
         self._listener: EventListener | None = None
         self._inbox: list[Callable[[], None]] = []
@@ -117,6 +136,7 @@ class EmbeddedEngine(Engine):
                 deterministic=config.deterministic,
                 threads=config.threads,
             ),
+            draft=None if config.draft_model is None else load_model(config.draft_model, dtype=config.dtype),
         )
 
     # -- any thread -------------------------------------------------------------------------------------------------
@@ -141,6 +161,14 @@ class EmbeddedEngine(Engine):
     def acknowledge(self, key: str, length: int) -> None:
         """The device holds the committed tokens up to ``length``."""
         self._post(lambda: self._on_message(key, lambda sequence: sequence.core.acknowledge(length, time.monotonic())))
+
+    def steer(self, key: str, mode: Mode) -> None:
+        """The device drafts otherwise from here on."""
+        self._post(lambda: self._on_message(key, lambda sequence: sequence.core.steer(mode, time.monotonic())))
+
+    def hint(self, key: str, hint: Hint) -> None:
+        """What the app knows about the device has changed."""
+        self._post(lambda: self._on_message(key, lambda sequence: setattr(sequence.core, "hint", hint)))
 
     def abort(self, key: str) -> None:
         """End a generation and free what it holds."""
@@ -235,7 +263,7 @@ class EmbeddedEngine(Engine):
             step = self.scheduler.schedule(began)
             if step is None:
                 return False
-            self._execute(step, began)
+            self._execute(step)
         except Exception as error:
             _log.exception("a step failed")
             failure = EngineFailure("the verifier could not compute a step", private=repr(error))
@@ -246,7 +274,8 @@ class EmbeddedEngine(Engine):
         self._step_seconds += time.monotonic() - began
         return True
 
-    def _execute(self, step: ScheduledStep, began: float) -> None:
+    def _execute(self, step: ScheduledStep) -> None:
+        began = time.monotonic()  # after the cloud's own drafting, which is no part of a step's time
         self.runner.prepare(step)
         for sequence in step.admitted:
             if sequence.key in self._unopened:
@@ -266,6 +295,7 @@ class EmbeddedEngine(Engine):
             self._accepted += commit.accepted
             self._sampler.committed(sequence.key, commit.tokens)
             self._events.append(CommitEvent(sequence.key, commit, now))
+        self._events += [AdviceEvent(sequence.key, advice) for sequence, advice in done.advices]
         for sequence, error in done.failures:
             self._failures += 1
             self._events.append(FailedEvent(sequence.key, error))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from pilotfish_core.drafts import Commit, DraftRun
 from pilotfish_core.errors import PilotfishError
+from pilotfish_core.modes import Advice, CloudDraft, Hint, Mode
 from pilotfish_core.parameters import SamplingParams
 
 
@@ -27,6 +28,7 @@ class EngineInfo:
     max_draft_tokens: int
     deterministic: bool
     dtype: str
+    cloud_draft: CloudDraft = CloudDraft.NONE  # the best that the engine itself can draft with
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +44,8 @@ class OpenRequest:
     params: SamplingParams
     output: tuple[int, ...] = ()
     cache_salt: bytes = b""
+    mode: Mode = dataclasses.field(default_factory=Mode)
+    hint: Hint = dataclasses.field(default_factory=Hint)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,6 +66,14 @@ class CommitEvent:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class AdviceEvent:
+    """What the device should know for its choice of who drafts."""
+
+    key: str
+    advice: Advice
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class FailedEvent:
     """The generation ended without a finish; the last event of its key. An abort by the caller yields none."""
 
@@ -69,7 +81,7 @@ class FailedEvent:
     error: PilotfishError
 
 
-EngineEvent = OpenedEvent | CommitEvent | FailedEvent
+EngineEvent = OpenedEvent | CommitEvent | AdviceEvent | FailedEvent
 
 # Called from the engine's own thread with all events of one step; must not block nor raise.
 EventListener = Callable[[Sequence[EngineEvent]], None]
@@ -98,6 +110,14 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def acknowledge(self, key: str, length: int) -> None:
         """The device holds the committed tokens up to ``length``."""
+
+    @abc.abstractmethod
+    def steer(self, key: str, mode: Mode) -> None:
+        """The device drafts otherwise from here on."""
+
+    @abc.abstractmethod
+    def hint(self, key: str, hint: Hint) -> None:
+        """What the app knows about the device has changed."""
 
     @abc.abstractmethod
     def abort(self, key: str) -> None:

@@ -54,6 +54,8 @@ class Opener:
             vocabulary_size=self._vocabulary_size,
             limits=self._limits,
             now=now,
+            mode=request.mode,
+            hint=request.hint,
         )
         finished = core.open(now)
         sequence = Sequence(

@@ -100,8 +100,8 @@ def _play(
     terminal.say(f"Ready after {time.monotonic() - began:.0f} s.", DIM)
     servers = [verifier.address for verifier in verifiers]
     options = {"window": arguments.window}
-    alone = stack.enter_context(Client(servers, draft=None, tokenizer=draft, **options))
-    hybrid = stack.enter_context(Client(servers, draft=draft, **options))
+    alone = stack.enter_context(Client(servers, draft=None, arm="cloud", tokenizer=draft, **options))
+    hybrid = stack.enter_context(Client(servers, draft=draft, arm="device-async", **options))
     junk = stack.enter_context(Client(servers[1:], draft=JunkDrafter(alone_vocabulary(alone)), tokenizer=draft))
     how = {
         "max_tokens": arguments.max_tokens,

@@ -1,6 +1,7 @@
 """The cloud's decisions: which rows a step computes and who holds which KV block. Without torch, without a clock."""
 
 from pilotfish_core.scheduling.block_manager import BlockManager, IntegrityError
+from pilotfish_core.scheduling.cloud_drafter import CloudDrafter, CloudNgram
 from pilotfish_core.scheduling.prefix_cache import MissReason, PrefixCache
 from pilotfish_core.scheduling.row_policy import FixedRows, Goodput, Hold, SpeculationPolicy
 from pilotfish_core.scheduling.scheduler import Scheduler, SchedulerConfig, SchedulerCounts
@@ -17,6 +18,8 @@ from pilotfish_core.scheduling.step import (
 __all__ = [
     "BlockCopy",
     "BlockManager",
+    "CloudDrafter",
+    "CloudNgram",
     "CompletedStep",
     "FixedRows",
     "Goodput",

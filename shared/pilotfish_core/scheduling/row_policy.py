@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence as Seq
-from typing import Protocol
+from typing import Final, Protocol
 
 from pilotfish_core.estimators import StepTime
-from pilotfish_core.goodput import Pipeline, best_hold
+from pilotfish_core.goodput import Pipeline, best_hold, best_own_draft, best_rows
+from pilotfish_core.modes import Advice, CloudDraft, Pacing
+from pilotfish_core.own_draft import OwnDraft
 from pilotfish_core.scheduling.sequence import Sequence
+
+EXPLORE: Final = 16  # comparisons that show how good a source of the cloud's own is
+FIRST_OWN: Final = 4  # draft tokens of it a step until then
+PROBE_OWN_EVERY: Final = 32  # steps between looks at a source that did not pay
+ADVISE_EVERY: Final = 16  # committed tokens between pieces of advice, at least
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,6 +35,12 @@ class SpeculationPolicy(Protocol):
     def hold(self, sequence: Sequence, others: int, now: float) -> Hold | None:
         """Whether ``sequence``, which has just committed, should wait for a draft; ``others`` run beside it."""
 
+    def own_rows(self, own: OwnDraft, others: int, draft_seconds: float) -> int:
+        """How many tokens the cloud should draft itself, at ``draft_seconds`` each, beside ``others``."""
+
+    def advise(self, sequence: Sequence, own: OwnDraft | None, others: int, draft_seconds: float) -> Advice | None:
+        """What the device should know; ``own``: the cloud's best source."""
+
     def observe(self, rows: int, seconds: float) -> None:
         """A step of ``rows`` decode and verify rows took ``seconds``."""
 
@@ -43,6 +56,14 @@ class FixedRows:
         return fair_shares([min(count, self.cap) for count in available], budget)
 
     def hold(self, sequence: Sequence, others: int, now: float) -> Hold | None:
+        """Never."""
+        return None
+
+    def own_rows(self, own: OwnDraft, others: int, draft_seconds: float) -> int:
+        """Always all."""
+        return self.cap
+
+    def advise(self, sequence: Sequence, own: OwnDraft | None, others: int, draft_seconds: float) -> Advice | None:
         """Never."""
         return None
 
@@ -74,7 +95,7 @@ class Goodput:
             return fair_shares(limits, budget)
         values: list[tuple[float, int]] = []
         for index, (sequence, limit) in enumerate(zip(candidates, limits, strict=True)):
-            rate = sequence.core.acceptance.rate
+            rate = sequence.core.draft_rate
             values.extend((rate**place, index) for place in range(1, limit + 1))
         values.sort(key=lambda value: (-value[0], value[1]))
         tokens = float(len(candidates))
@@ -93,7 +114,9 @@ class Goodput:
         """A hold, when the device has to answer this commit with a new branch and waiting for it is expected to pay."""
         core = sequence.core
         response, gap = core.response.delay.value, core.response.gap.value
-        if not core.refuted or core.buffered or response is None or not self.step_time.known:
+        if core.mode.pacing is not Pacing.FREE or not core.refuted or core.buffered:
+            return None
+        if response is None or not self.step_time.known:
             return None
         if core.acceptance.lower <= 0.05:
             return None
@@ -111,6 +134,52 @@ class Goodput:
         if not best.tokens:
             return None
         return Hold(best.seconds + 2 * core.response.spread.or_else(0.0), best.tokens)
+
+    def own_rows(self, own: OwnDraft, others: int, draft_seconds: float) -> int:
+        """As many as give this sequence the most tokens a second; prompt lookup costs nothing, so all that it has."""
+        if own.source is CloudDraft.NGRAM or not self.step_time.known:
+            return self._cap
+        if own.compared < EXPLORE:
+            return min(self._cap, FIRST_OWN)
+        best = best_own_draft(
+            own.acceptance.rate, 1.0, self._cap, lambda rows: self.step_time.of(rows + others), draft_seconds
+        ).tokens
+        return best or int(own.idle() % PROBE_OWN_EVERY == 0)
+
+    def advise(self, sequence: Sequence, own: OwnDraft | None, others: int, draft_seconds: float) -> Advice | None:
+        """Now and then: a step's time, what the cloud's own drafts would gain, whether rows are scarce."""
+        core = sequence.core
+        if not self.step_time.known:
+            return None
+        if core.advised is not None and sequence.committed_len - core.advised[1] < ADVISE_EVERY:
+            return None
+
+        def step_time(rows: int) -> float:
+            return self.step_time.of(rows + others)
+
+        rows = best_rows(core.acceptance.upper, self._cap, self.step_time.of, others=others)
+        advice = Advice(
+            step_s=step_time(1),
+            max_draft_tokens=None if rows >= self._cap else rows,
+            reason="" if rows >= self._cap else "load",
+        )
+        if own is None:
+            return advice
+        best = best_own_draft(own.acceptance.rate, own.presence.or_else(1.0), self._cap, step_time, draft_seconds)
+        return dataclasses.replace(advice, cloud_draft=own.source, cloud_gain=best.gain, cloud_cost=best.cost)
+
+
+def worth_saying(advice: Advice, sequence: Sequence) -> bool:
+    """Whether it differs enough from what the device was last told."""
+    if sequence.core.advised is None:
+        return True
+    last, _ = sequence.core.advised
+    return (
+        abs(advice.step_s - last.step_s) > 0.25 * last.step_s
+        or abs(advice.cloud_gain - last.cloud_gain) > 0.1 * (1.0 + last.cloud_gain)
+        or advice.cloud_draft is not last.cloud_draft
+        or (advice.max_draft_tokens == 0) != (last.max_draft_tokens == 0)
+    )
 
 
 def fair_shares(wanted: Seq[int], budget: int) -> list[int]:

@@ -10,13 +10,16 @@ Pure Python without a clock; the engine and the simulator run the same code. One
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from pilotfish_core.cloud_core import CloudState
 from pilotfish_core.errors import PilotfishError
+from pilotfish_core.modes import CloudDraft
+from pilotfish_core.own_draft import OwnDraft, OwnRecord
 from pilotfish_core.scheduling.block_manager import BlockManager, IntegrityError
+from pilotfish_core.scheduling.cloud_drafter import CloudDrafter
 from pilotfish_core.scheduling.prefix_cache import PrefixCache, PrefixMatch, root_hash
-from pilotfish_core.scheduling.row_policy import FixedRows, SpeculationPolicy, fair_shares
+from pilotfish_core.scheduling.row_policy import FixedRows, SpeculationPolicy, fair_shares, worth_saying
 from pilotfish_core.scheduling.sequence import Sequence, SequenceStatus
 from pilotfish_core.scheduling.step import BlockCopy, CompletedStep, Outcome, ScheduledRows, ScheduledStep
 
@@ -68,8 +71,15 @@ class Scheduler:
     committed tokens stay, nobody notices but the clock.
     """
 
-    def __init__(self, config: SchedulerConfig, policy: SpeculationPolicy | None = None) -> None:
+    def __init__(
+        self,
+        config: SchedulerConfig,
+        policy: SpeculationPolicy | None = None,
+        drafters: Iterable[CloudDrafter] = (),
+    ) -> None:
         self.config = config
+        self.drafters = {drafter.source: drafter for drafter in drafters}
+        self.records = {source: OwnRecord() for source in self.drafters}
         self.policy: SpeculationPolicy = policy or FixedRows(config.max_draft_rows)
         self.cache = PrefixCache(config.block_size, enabled=config.prefix_cache)
         self.blocks = BlockManager(config.num_blocks, config.block_size, on_reuse=self.cache.reused)
@@ -98,6 +108,13 @@ class Scheduler:
             self.waiting.remove(sequence)
         self._release_blocks(sequence, keep=keep)
         sequence.status = SequenceStatus.ENDED
+        for drafter in self.drafters.values():
+            drafter.forget(sequence)
+
+    @property
+    def cloud_draft(self) -> CloudDraft:
+        """The best source that drafts in the cloud."""
+        return max(self.drafters, default=CloudDraft.NONE)
 
     def schedule(self, now: float) -> ScheduledStep | None:
         """Choose the rows of the next step; None when nothing can run.
@@ -108,6 +125,7 @@ class Scheduler:
         step = ScheduledStep([], [], [], [])
         self._admit(step, now)
         active = [sequence for sequence in self.running if sequence.runnable(now)]
+        self._draft(active)
         planned = self._plan(active, now)
         for sequence in active:  # oldest first: only younger ones, not yet placed, are ever preempted for it
             if sequence.status is SequenceStatus.RUNNING and sequence in planned:
@@ -124,7 +142,7 @@ class Scheduler:
 
         Mutates: cores (commit), tokens, computed lengths, the prefix cache; ends what finished or failed.
         """
-        done = CompletedStep([], [], [], [])
+        done = CompletedStep()
         for entry in step.scheduled:
             sequence, outcome = entry.sequence, outcomes.get(entry.sequence.key)
             if isinstance(outcome, PilotfishError):
@@ -147,7 +165,9 @@ class Scheduler:
                 # The last token's own KV is not computed: its slot still holds a rejected draft's, if any.
                 sequence.computed_len = sequence.committed_len - 1
                 done.commits.append((sequence, commit))
-                self._hold(sequence, now)
+                if commit.finish is None:
+                    self._hold(sequence, now)
+                    self._advise(sequence, done)
             self._offer_blocks(sequence, done.stores)
             if entry.yields and sequence.core.state is not CloudState.RUNNING:
                 done.ended.append(sequence)
@@ -215,6 +235,35 @@ class Scheduler:
             if not self._preempt_paused(step):
                 return None
 
+    def _draft(self, active: list[Sequence]) -> None:
+        """Let the cloud's own sources draft for those whose device has nothing and allows it."""
+        wanted: dict[CloudDraft, list[tuple[Sequence, int]]] = {}
+        decoding = [sequence for sequence in active if sequence.decoding]
+        for sequence in decoding:
+            own = self._source_of(sequence)
+            if own is None or sequence.core.buffered:
+                continue
+            drafter = self.drafters[own.source]
+            count = self.policy.own_rows(own, len(decoding) - 1, drafter.step_seconds or 0.0)
+            count = min(count, sequence.max_len - sequence.committed_len - 1)
+            if count > 0:
+                wanted.setdefault(own.source, []).append((sequence, count))
+        for source, sequences in wanted.items():
+            proposals = self.drafters[source].propose(sequences)
+            for sequence, _ in sequences:
+                if sequence.core.own is not None:
+                    sequence.core.own.propose(proposals.get(sequence.key, ()))
+
+    def _source_of(self, sequence: Sequence) -> OwnDraft | None:
+        """What drafts for a sequence in the cloud: the best source up to the one that its device named."""
+        allowed = [source for source in self.drafters if source <= sequence.core.mode.cloud_draft]
+        own = sequence.core.own
+        if not allowed:
+            sequence.core.own = None
+        elif own is None or own.source is not max(allowed):
+            sequence.core.own = OwnDraft(max(allowed), self.records[max(allowed)])
+        return sequence.core.own
+
     def _plan(self, active: list[Sequence], now: float) -> dict[Sequence, tuple[int, int]]:
         """(committed rows, draft rows) for each sequence of the next step, within the row budget."""
         budget = self.config.max_num_batched_tokens
@@ -225,7 +274,7 @@ class Scheduler:
         wanted = [sequence.uncomputed for sequence in prefilling]
         reserved = min(sum(wanted), max(budget // 4, len(prefilling)))
         available = [
-            min(sequence.core.buffered, sequence.max_len - sequence.committed_len - 1) for sequence in decoding
+            min(sequence.core.draftable, sequence.max_len - sequence.committed_len - 1) for sequence in decoding
         ]
         drafts = [0] * len(decoding)
         if any(available):
@@ -293,6 +342,15 @@ class Scheduler:
         if hold is not None:
             self.counts.holds += 1
             sequence.core.hold(now + hold.seconds, hold.tokens)
+
+    def _advise(self, sequence: Sequence, done: CompletedStep) -> None:
+        source = self.cloud_draft
+        own = sequence.core.own or (OwnDraft(source, self.records[source]) if source else None)
+        draft_seconds = (self.drafters[own.source].step_seconds or 0.0) if own is not None else 0.0
+        advice = self.policy.advise(sequence, own, len(self.running) - 1, draft_seconds)
+        if advice is not None and worth_saying(advice, sequence):
+            sequence.core.advised = (advice, sequence.committed_len)
+            done.advices.append((sequence, advice))
 
     def _offer_blocks(self, sequence: Sequence, stores: list[BlockCopy]) -> None:
         """Hash the blocks that became full and wholly computed, and offer them to the prefix cache."""

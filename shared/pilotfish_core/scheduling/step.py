@@ -7,6 +7,7 @@ from collections.abc import Sequence as Seq
 
 from pilotfish_core.drafts import Commit, TokenLogprobs
 from pilotfish_core.errors import PilotfishError
+from pilotfish_core.modes import Advice
 from pilotfish_core.scheduling.sequence import Sequence
 
 
@@ -77,9 +78,10 @@ Outcome = Sampled | PilotfishError
 
 @dataclasses.dataclass(slots=True)
 class CompletedStep:
-    """Commits and failures of a step, and the blocks that an executor with private KV must copy out."""
+    """Commits, advice and failures of a step, and the blocks that an executor with private KV must copy out."""
 
-    commits: list[tuple[Sequence, Commit]]
-    failures: list[tuple[Sequence, PilotfishError]]
-    ended: list[Sequence]
-    stores: list[BlockCopy]
+    commits: list[tuple[Sequence, Commit]] = dataclasses.field(default_factory=list)
+    advices: list[tuple[Sequence, Advice]] = dataclasses.field(default_factory=list)
+    failures: list[tuple[Sequence, PilotfishError]] = dataclasses.field(default_factory=list)
+    ended: list[Sequence] = dataclasses.field(default_factory=list)
+    stores: list[BlockCopy] = dataclasses.field(default_factory=list)

@@ -60,6 +60,23 @@ LENGTH: FinishReason.ValueType  # 2
 ABORT: FinishReason.ValueType  # 3
 global___FinishReason = FinishReason
 
+class _CloudDraft:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _CloudDraftEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_CloudDraft.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    NONE: _CloudDraft.ValueType  # 0
+    NGRAM: _CloudDraft.ValueType  # 1
+    MODEL: _CloudDraft.ValueType  # 2
+
+class CloudDraft(_CloudDraft, metaclass=_CloudDraftEnumTypeWrapper): ...
+
+NONE: CloudDraft.ValueType  # 0
+NGRAM: CloudDraft.ValueType  # 1
+MODEL: CloudDraft.ValueType  # 2
+global___CloudDraft = CloudDraft
+
 @typing.final
 class DeviceFrame(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -76,7 +93,7 @@ class DeviceFrame(google.protobuf.message.Message):
     PING_FIELD_NUMBER: builtins.int
     PADDING_FIELD_NUMBER: builtins.int
     branch: builtins.int
-    """Of a branch's first run: its number (higher than all before on this stream) and the position of the first token. A
+    """Of a branch's first run (which may have no tokens): its number (higher than all before on this stream) and the position of the first token. A
     branch starts within what the device holds, so its start acknowledges the committed tokens below it.
     """
     start: builtins.int
@@ -269,6 +286,8 @@ class Open(google.protobuf.message.Message):
     FINGERPRINT_FIELD_NUMBER: builtins.int
     ALLOW_OTHER_FINGERPRINT_FIELD_NUMBER: builtins.int
     TICKET_FIELD_NUMBER: builtins.int
+    MODE_FIELD_NUMBER: builtins.int
+    HINT_FIELD_NUMBER: builtins.int
     protocol_version: builtins.int
     model: builtins.str
     """Empty: the verifier's only model."""
@@ -290,6 +309,12 @@ class Open(google.protobuf.message.Message):
     def output(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Committed tokens that the device holds (a resume)."""
 
+    @property
+    def mode(self) -> global___Mode:
+        """As it is at the start; left out: free, and no drafts of the cloud's own."""
+
+    @property
+    def hint(self) -> global___Hint: ...
     def __init__(
         self,
         *,
@@ -304,9 +329,11 @@ class Open(google.protobuf.message.Message):
         fingerprint: builtins.str = ...,
         allow_other_fingerprint: builtins.bool = ...,
         ticket: builtins.bytes = ...,
+        mode: global___Mode | None = ...,
+        hint: global___Hint | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["params", b"params", "prompt", b"prompt"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["allow_other_fingerprint", b"allow_other_fingerprint", "attempt", b"attempt", "fingerprint", b"fingerprint", "generation_id", b"generation_id", "model", b"model", "output", b"output", "params", b"params", "prompt", b"prompt", "protocol_version", b"protocol_version", "ticket", b"ticket", "tokenizer_hash", b"tokenizer_hash"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["hint", b"hint", "mode", b"mode", "params", b"params", "prompt", b"prompt"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["allow_other_fingerprint", b"allow_other_fingerprint", "attempt", b"attempt", "fingerprint", b"fingerprint", "generation_id", b"generation_id", "hint", b"hint", "mode", b"mode", "model", b"model", "output", b"output", "params", b"params", "prompt", b"prompt", "protocol_version", b"protocol_version", "ticket", b"ticket", "tokenizer_hash", b"tokenizer_hash"]) -> None: ...
 
 global___Open = Open
 
@@ -427,6 +454,7 @@ class Opened(google.protobuf.message.Message):
     CACHED_TOKENS_FIELD_NUMBER: builtins.int
     DRAFTS_FIELD_NUMBER: builtins.int
     TICKET_FIELD_NUMBER: builtins.int
+    CLOUD_DRAFT_FIELD_NUMBER: builtins.int
     protocol_version: builtins.int
     model: builtins.str
     fingerprint: builtins.str
@@ -437,6 +465,8 @@ class Opened(google.protobuf.message.Message):
     max_unacknowledged: builtins.int
     cached_tokens: builtins.int
     ticket: builtins.bytes
+    cloud_draft: global___CloudDraft.ValueType
+    """The best that the cloud itself can draft with."""
     @property
     def drafts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Draft models on offer: names a device may fetch or already hold."""
@@ -454,14 +484,15 @@ class Opened(google.protobuf.message.Message):
         cached_tokens: builtins.int = ...,
         drafts: collections.abc.Iterable[builtins.str] | None = ...,
         ticket: builtins.bytes = ...,
+        cloud_draft: global___CloudDraft.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cached_tokens", b"cached_tokens", "drafts", b"drafts", "fingerprint", b"fingerprint", "max_draft_tokens", b"max_draft_tokens", "max_model_len", b"max_model_len", "max_unacknowledged", b"max_unacknowledged", "model", b"model", "other_fingerprint", b"other_fingerprint", "protocol_version", b"protocol_version", "ticket", b"ticket"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cached_tokens", b"cached_tokens", "cloud_draft", b"cloud_draft", "drafts", b"drafts", "fingerprint", b"fingerprint", "max_draft_tokens", b"max_draft_tokens", "max_model_len", b"max_model_len", "max_unacknowledged", b"max_unacknowledged", "model", b"model", "other_fingerprint", b"other_fingerprint", "protocol_version", b"protocol_version", "ticket", b"ticket"]) -> None: ...
 
 global___Opened = Opened
 
 @typing.final
 class Mode(google.protobuf.message.Message):
-    """How the device will draft from here on."""
+    """How the device drafts from here on, and what the cloud may draft with where the device has nothing."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -473,24 +504,32 @@ class Mode(google.protobuf.message.Message):
         DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
         FREE: Mode._Pacing.ValueType  # 0
         LOCKSTEP: Mode._Pacing.ValueType  # 1
+        """The cloud steps when a run has come, the device drafts when a commit has. A run without tokens says that there is
+        nothing to verify.
+        """
         PAUSED: Mode._Pacing.ValueType  # 2
+        """The device drafts nothing."""
 
     class Pacing(_Pacing, metaclass=_PacingEnumTypeWrapper): ...
     FREE: Mode.Pacing.ValueType  # 0
     LOCKSTEP: Mode.Pacing.ValueType  # 1
+    """The cloud steps when a run has come, the device drafts when a commit has. A run without tokens says that there is
+    nothing to verify.
+    """
     PAUSED: Mode.Pacing.ValueType  # 2
+    """The device drafts nothing."""
 
     PACING_FIELD_NUMBER: builtins.int
-    CLOUD_NGRAM_FIELD_NUMBER: builtins.int
+    CLOUD_DRAFT_FIELD_NUMBER: builtins.int
     pacing: global___Mode.Pacing.ValueType
-    cloud_ngram: builtins.bool
+    cloud_draft: global___CloudDraft.ValueType
     def __init__(
         self,
         *,
         pacing: global___Mode.Pacing.ValueType = ...,
-        cloud_ngram: builtins.bool = ...,
+        cloud_draft: global___CloudDraft.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cloud_ngram", b"cloud_ngram", "pacing", b"pacing"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cloud_draft", b"cloud_draft", "pacing", b"pacing"]) -> None: ...
 
 global___Mode = Mode
 
@@ -519,21 +558,39 @@ global___Hint = Hint
 
 @typing.final
 class Advice(google.protobuf.message.Message):
-    """What the cloud would like the device to do."""
+    """What the cloud knows and the device cannot, for its choice of who drafts."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     MAX_DRAFT_TOKENS_FIELD_NUMBER: builtins.int
     REASON_FIELD_NUMBER: builtins.int
+    STEP_US_FIELD_NUMBER: builtins.int
+    CLOUD_DRAFT_FIELD_NUMBER: builtins.int
+    CLOUD_GAIN_FIELD_NUMBER: builtins.int
+    CLOUD_COST_FIELD_NUMBER: builtins.int
     max_draft_tokens: builtins.int
+    """More in one step are not worth their rows now; 0: please do not draft."""
     reason: builtins.str
+    step_us: builtins.int
+    """Of a decode step without a draft, at the present load."""
+    cloud_draft: global___CloudDraft.ValueType
+    """Expected speed when the cloud drafts with this over that without any draft, minus 1."""
+    cloud_gain: builtins.float
+    cloud_cost: builtins.float
+    """The target's time for a token then; plain decoding is 1."""
     def __init__(
         self,
         *,
-        max_draft_tokens: builtins.int = ...,
+        max_draft_tokens: builtins.int | None = ...,
         reason: builtins.str = ...,
+        step_us: builtins.int = ...,
+        cloud_draft: global___CloudDraft.ValueType = ...,
+        cloud_gain: builtins.float = ...,
+        cloud_cost: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["max_draft_tokens", b"max_draft_tokens", "reason", b"reason"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_max_draft_tokens", b"_max_draft_tokens", "max_draft_tokens", b"max_draft_tokens"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_max_draft_tokens", b"_max_draft_tokens", "cloud_cost", b"cloud_cost", "cloud_draft", b"cloud_draft", "cloud_gain", b"cloud_gain", "max_draft_tokens", b"max_draft_tokens", "reason", b"reason", "step_us", b"step_us"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_max_draft_tokens", b"_max_draft_tokens"]) -> typing.Literal["max_draft_tokens"] | None: ...
 
 global___Advice = Advice
 

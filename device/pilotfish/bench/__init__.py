@@ -1,0 +1,1 @@
+"""``pilotfish bench``: arms x round trips x concurrency on the same prompts, against any verifier."""

@@ -1,0 +1,106 @@
+"""From a verifier and links to figures: what needs the target is prepared, then the cells are run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from pilotfish.bench.drafts import DraftKind
+from pilotfish.bench.plan import Cell
+from pilotfish.bench.progress import Progress
+from pilotfish.bench.prompts import WARM_UP
+from pilotfish.bench.runner import Measured, Runner, Tokens, Work, answer
+from pilotfish.bench.settings import Settings
+from pilotfish.bench.stage import Stage
+from pilotfish.client import AsyncClient
+from pilotfish.foreign_text import one_line
+from pilotfish.transport import Transport, parse_addresses
+from pilotfish_core.drafter import Drafter
+from pilotfish_core.errors import UnknownModel
+from pilotfish_core.modes import Arm
+from pilotfish_core.tokenizer import Tokenizer
+
+Done = Callable[[Cell, Measured], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Target:
+    """What the verifier says of itself."""
+
+    model: str
+    fingerprint: str
+    dtype: str
+    deterministic: bool
+
+
+async def sweep(settings: Settings, stage: Stage, progress: Progress, done: Done) -> Target:
+    """Run every cell; ``done`` is called after each with all that was measured so far.
+
+    Raises what the verifier answers, and what ends an answer.
+    """
+    target = await describe(stage.server, settings.model)
+    async with AsyncClient(
+        stage.server, draft=None, tokenizer=settings.tokenizer, model=settings.model, arm=Arm.CLOUD
+    ) as client:
+        await client.prepare()
+        tokenizer = client.tokenizer
+        prompts = [tuple(tokenizer.encode(prompt)) for prompt in settings.prompts]
+        warm_up = tuple(tokenizer.encode(WARM_UP))
+        drafter = stage.drafter
+        progress.show("asking for every prompt once")
+        truth = await _prime(client, [*prompts, warm_up], settings)
+    if drafter is None and settings.device_drafts:
+        drafter = settings.draft.make(tokenizer.vocab_size, truth, settings.sampling["seed"])
+    work = Work(
+        prompts=prompts,
+        warm_up=warm_up,
+        sampling=settings.sampling,
+        repeats=settings.repeats,
+        warmup=settings.warmup,
+        timeout_s=settings.timeout_s,
+    )
+    runner = Runner(work, _connecting(settings, stage, tokenizer, drafter), progress)
+    for cell in settings.cells:
+        await runner.run(cell, settings.arms)
+        done(cell, runner.measured)
+    return target
+
+
+async def describe(server: str, model: str) -> Target:
+    """Ask the verifier what it serves. Raises UnknownModel, Unavailable and the like."""
+    transport = Transport(parse_addresses(server))
+    try:
+        served = (await transport.describe()).models
+    finally:
+        await transport.close()
+    chosen = next((entry for entry in served if model in ("", entry.name)), None)
+    if chosen is None:
+        names = one_line(", ".join(repr(entry.name) for entry in served))
+        raise UnknownModel(f"the verifier does not serve model {model!r}; it serves {names}")
+    return Target(one_line(chosen.name), one_line(chosen.fingerprint), one_line(chosen.dtype), chosen.deterministic)
+
+
+async def _prime(client: AsyncClient, prompts: Sequence[Tokens], settings: Settings) -> list[Tokens]:
+    """Have the cloud alone answer each prompt. Returns prompts with their answers.
+
+    From then on the verifier's prefix cache holds all of them, and no arm pays for the first sight of a prompt. Only
+    an oracle needs to know more than the first token.
+    """
+    sampling = settings.sampling if settings.draft.kind is DraftKind.ORACLE else settings.sampling | {"max_tokens": 1}
+    return [(*prompt, *(await answer(client, prompt, sampling, settings.timeout_s)).token_ids) for prompt in prompts]
+
+
+def _connecting(
+    settings: Settings, stage: Stage, tokenizer: Tokenizer, drafter: Drafter | None
+) -> Callable[[Arm, Cell], AsyncClient]:
+    def connect(arm: Arm, cell: Cell) -> AsyncClient:
+        return AsyncClient(
+            stage.servers[cell.rtt_ms],
+            draft=drafter if arm.device_drafts or arm is Arm.AUTO else None,
+            tokenizer=tokenizer,
+            model=settings.model,
+            window=settings.window,
+            arm=arm,
+        )
+
+    return connect

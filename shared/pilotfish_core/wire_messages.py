@@ -1,0 +1,192 @@
+"""What opens a stream and steers it, to protobuf and back. ``wire`` puts it into frames."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from pilotfish_core.errors import InvalidParameter, ProtocolViolation
+from pilotfish_core.messages import GENERATION_ID_BYTES, PROTOCOL_VERSION, Open, Opened
+from pilotfish_core.modes import Advice, CloudDraft, Hint, Mode, Pacing
+from pilotfish_core.parameters import MAX_LOGIT_BIAS, SamplingParams
+from pilotfish_core.proto.v1 import verifier_pb2 as pb
+
+_PACINGS: Final = {Pacing.FREE: pb.Mode.FREE, Pacing.LOCKSTEP: pb.Mode.LOCKSTEP, Pacing.PAUSED: pb.Mode.PAUSED}
+_PACINGS_BACK: Final[dict[int, Pacing]] = {int(wire): pacing for pacing, wire in _PACINGS.items()}
+_CLOUD_DRAFTS: Final = {
+    CloudDraft.NONE: pb.NONE,
+    CloudDraft.NGRAM: pb.NGRAM,
+    CloudDraft.MODEL: pb.MODEL,
+}
+_CLOUD_DRAFTS_BACK: Final[dict[int, CloudDraft]] = {int(wire): draft for draft, wire in _CLOUD_DRAFTS.items()}
+
+
+def mode_to_wire(mode: Mode) -> pb.Mode:
+    """See ``Mode``."""
+    return pb.Mode(pacing=_PACINGS[mode.pacing], cloud_draft=_CLOUD_DRAFTS[mode.cloud_draft])
+
+
+def mode_from_wire(message: pb.Mode) -> Mode:
+    """Raises ProtocolViolation for a pacing that this version does not know; an unknown source is none."""
+    pacing = _PACINGS_BACK.get(message.pacing)
+    if pacing is None:
+        raise ProtocolViolation(f"mode has pacing {message.pacing}; expected one of {sorted(_PACINGS_BACK)}")
+    return Mode(pacing, _CLOUD_DRAFTS_BACK.get(message.cloud_draft, CloudDraft.NONE))
+
+
+def hint_to_wire(hint: Hint) -> pb.Hint:
+    """See ``Hint``."""
+    return pb.Hint(battery_low=hint.battery_low, metered_network=hint.metered_network, prefer_fast=hint.prefer_fast)
+
+
+def hint_from_wire(message: pb.Hint) -> Hint:
+    """See ``Hint``."""
+    return Hint(message.battery_low, message.metered_network, message.prefer_fast)
+
+
+def advice_to_wire(advice: Advice) -> pb.Advice:
+    """See ``Advice``; times in whole microseconds."""
+    return pb.Advice(
+        max_draft_tokens=advice.max_draft_tokens,
+        reason=advice.reason,
+        step_us=min(max(round(advice.step_s * 1e6), 0), 2**32 - 1),
+        cloud_draft=_CLOUD_DRAFTS[advice.cloud_draft],
+        cloud_gain=advice.cloud_gain,
+        cloud_cost=advice.cloud_cost,
+    )
+
+
+def advice_from_wire(message: pb.Advice) -> Advice:
+    """Raises ProtocolViolation for numbers that no cloud can mean."""
+    if not (-1.0 <= message.cloud_gain < 1e6 and 0.0 <= message.cloud_cost < 1e6):
+        raise ProtocolViolation(f"advice has gain {message.cloud_gain} and cost {message.cloud_cost}")
+    return Advice(
+        step_s=message.step_us / 1e6,
+        cloud_draft=_CLOUD_DRAFTS_BACK.get(message.cloud_draft, CloudDraft.NONE),
+        cloud_gain=message.cloud_gain,
+        cloud_cost=message.cloud_cost,
+        max_draft_tokens=message.max_draft_tokens if message.HasField("max_draft_tokens") else None,
+        reason=message.reason,
+    )
+
+
+def open_to_wire(message: Open) -> pb.Open:
+    """See ``Open``."""
+    opening = pb.Open(
+        protocol_version=message.protocol_version,
+        model=message.model,
+        tokenizer_hash=bytes.fromhex(message.tokenizer_hash),
+        generation_id=message.generation_id,
+        attempt=message.attempt,
+        prompt=pb.Prompt(tokens=message.prompt),
+        params=params_to_wire(message.params),
+        output=message.output,
+        fingerprint=message.fingerprint,
+        allow_other_fingerprint=message.allow_other_fingerprint,
+    )
+    if message.mode != Mode():
+        opening.mode.CopyFrom(mode_to_wire(message.mode))
+    if message.hint != Hint():
+        opening.hint.CopyFrom(hint_to_wire(message.hint))
+    return opening
+
+
+def opened_to_wire(message: Opened) -> pb.Opened:
+    """See ``Opened``."""
+    return pb.Opened(
+        protocol_version=message.protocol_version,
+        model=message.model,
+        fingerprint=message.fingerprint,
+        other_fingerprint=message.other_fingerprint,
+        max_model_len=message.max_model_len,
+        max_draft_tokens=message.max_draft_tokens,
+        max_unacknowledged=message.max_unacknowledged,
+        cached_tokens=message.cached_tokens,
+        drafts=message.drafts,
+        cloud_draft=_CLOUD_DRAFTS[message.cloud_draft],
+    )
+
+
+def params_to_wire(params: SamplingParams) -> pb.SamplingParams:
+    """See ``SamplingParams``."""
+    message = pb.SamplingParams(
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        logit_bias=dict(params.logit_bias),
+        seed=params.seed,
+        max_tokens=params.max_tokens,
+        min_tokens=params.min_tokens,
+        ignore_eos=params.ignore_eos,
+        stop=params.stop,
+        stop_token_ids=params.stop_token_ids,
+    )
+    if params.logprobs is not None:
+        message.logprobs = params.logprobs
+    return message
+
+
+def params_from_wire(message: pb.SamplingParams) -> SamplingParams:
+    """Raises InvalidParameter."""
+    if len(message.logit_bias) > MAX_LOGIT_BIAS:
+        raise InvalidParameter.of("logit_bias", f"{len(message.logit_bias)} entries", f"at most {MAX_LOGIT_BIAS}")
+    return SamplingParams(
+        temperature=message.temperature,
+        top_k=message.top_k,
+        top_p=message.top_p,
+        min_p=message.min_p,
+        repetition_penalty=message.repetition_penalty,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        logit_bias=tuple(sorted(message.logit_bias.items())),
+        seed=message.seed,
+        max_tokens=message.max_tokens,
+        min_tokens=message.min_tokens,
+        ignore_eos=message.ignore_eos,
+        stop=tuple(message.stop),
+        stop_token_ids=tuple(message.stop_token_ids),
+        logprobs=message.logprobs if message.HasField("logprobs") else None,
+    )
+
+
+def open_from_wire(message: pb.Open) -> Open:
+    """Raises ProtocolViolation; InvalidParameter for bad sampling parameters."""
+    if message.protocol_version != PROTOCOL_VERSION:
+        raise ProtocolViolation(
+            f"the device speaks protocol version {message.protocol_version}, this verifier {PROTOCOL_VERSION}"
+        )
+    if len(message.generation_id) != GENERATION_ID_BYTES:
+        raise ProtocolViolation(f"generation_id has {len(message.generation_id)} bytes; expected {GENERATION_ID_BYTES}")
+    return Open(
+        protocol_version=message.protocol_version,
+        model=message.model,
+        tokenizer_hash=message.tokenizer_hash.hex(),
+        generation_id=message.generation_id,
+        attempt=message.attempt,
+        prompt=tuple(message.prompt.tokens),
+        params=params_from_wire(message.params),
+        output=tuple(message.output),
+        fingerprint=message.fingerprint,
+        allow_other_fingerprint=message.allow_other_fingerprint,
+        mode=mode_from_wire(message.mode),
+        hint=hint_from_wire(message.hint),
+    )
+
+
+def opened_from_wire(message: pb.Opened) -> Opened:
+    """See ``Opened``."""
+    return Opened(
+        protocol_version=message.protocol_version,
+        model=message.model,
+        fingerprint=message.fingerprint,
+        other_fingerprint=message.other_fingerprint,
+        max_model_len=message.max_model_len,
+        max_draft_tokens=message.max_draft_tokens,
+        max_unacknowledged=message.max_unacknowledged,
+        cached_tokens=message.cached_tokens,
+        drafts=tuple(message.drafts),
+        cloud_draft=_CLOUD_DRAFTS_BACK.get(message.cloud_draft, CloudDraft.NONE),
+    )
