@@ -32,7 +32,8 @@ from pilotfish_core.device_actions import (
     SendPing,
 )
 from pilotfish_core.draft_policy import DraftPolicy, DraftPolicyConfig, PolicyMemory
-from pilotfish_core.drafts import Commit, DraftRun, Finish, FinishReason, Origin
+from pilotfish_core.draft_tail import DraftTail
+from pilotfish_core.drafts import Commit, Finish, FinishReason, Origin
 from pilotfish_core.errors import PilotfishError, ProtocolViolation, Unavailable
 from pilotfish_core.messages import Opened, Ping, Pong
 from pilotfish_core.modes import Advice, Hint, Mode, Pacing
@@ -94,17 +95,9 @@ class DeviceCore:
         self._turn = False  # in lockstep: whether a commit has come that was not answered yet
         self._granted = config.window  # draft tokens that the cloud takes
         self._max_length: int | None = None  # the target's context, known once opened
-        # The draft: _tail holds tokens at [length, length + len(_tail)), of which those below _sent have been sent on
-        # the current branch. A tail that is dropped bumps _epoch, so that the result of a task begun before is seen to
-        # be stale.
-        self._tail: list[int] = []
-        self._sent = 0
+        self._tail = DraftTail(self.length)
         self._flush_at: float | None = None  # when the tokens not yet sent are, at the latest
-        self._branch = -1
-        self._branch_open = False  # whether the current branch has been sent on this stream
-        self._epoch = 0
         self._task: tuple[DraftTask, int, float] | None = None  # what is out, of which epoch, since when
-        self._synced = 0  # the drafter's first tokens that equal prompt + output + tail
         self._drafter_dry = False  # it had nothing to propose; asked again after the next commit
         self._acknowledged = 0
         self._acknowledge_every = config.acknowledge_every
@@ -124,7 +117,7 @@ class DeviceCore:
     @property
     def tail(self) -> tuple[int, ...]:
         """The draft beyond the committed prefix."""
-        return tuple(self._tail)
+        return tuple(self._tail.tokens)
 
     @property
     def ended(self) -> bool:
@@ -147,13 +140,13 @@ class DeviceCore:
         self._granted = min(self._config.window, message.max_draft_tokens)
         self._max_length = message.max_model_len
         self._acknowledged = self.length
-        self._branch, self._branch_open, self._sent = -1, False, 0
+        self._tail.new_stream()
         self._measured_at = now - self._config.measure_every_s
         self.policy.reconnected()
         self.policy.offered(message.cloud_draft)
         # An acknowledgement must come before the cloud pauses for the lack of it.
         self._acknowledge_every = max(1, min(self._config.acknowledge_every, message.max_unacknowledged // 2))
-        self._limit_tail()
+        self._tail.cut(self._draft_limit())
         self._turn = False  # the first token comes from the prefill, without a draft
         return [*self._steer(), *self._flush()]
 
@@ -194,7 +187,7 @@ class DeviceCore:
             self._turn = True
             if self._draft_limit() <= len(self._tail):
                 actions += self._answer()  # there is nothing to draft: the cloud must not wait for it
-        elif self._flush_at is None and self._unsent and not self.policy.paused:
+        elif self._flush_at is None and self._tail.unsent and not self.policy.paused:
             actions += self._flush()  # drafted while paused
         if self.length - self._acknowledged >= self._acknowledge_every:
             self._acknowledged = self.length
@@ -214,9 +207,10 @@ class DeviceCore:
             count = min(self._config.draft_chunk, count)
         if count <= 0:
             return None
-        task = DraftTask(self._synced, self._context(self._synced), count)
-        self._task = (task, self._epoch, now)
-        self._synced = task.start
+        synced = self._tail.synced
+        task = DraftTask(synced, self._context(synced), count)
+        self._task = (task, self._tail.epoch, now)
+        self._tail.synced = task.start
         return task
 
     def drafted(self, tokens: Sequence[int], now: float) -> list[Action]:
@@ -230,16 +224,16 @@ class DeviceCore:
         if self.ended:
             return []
         fresh = tuple(tokens)
-        if epoch != self._epoch:
+        if epoch != self._tail.epoch:
             fresh = self._salvage(task, fresh)
         else:
-            self._synced = task.start + len(fresh)
+            self._tail.synced = task.start + len(fresh)
             self._drafter_dry = not fresh
-        self._tail.extend(fresh)
-        self._limit_tail()
+        self._tail.tokens.extend(fresh)
+        self._tail.cut(self._draft_limit())
         if self._said.pacing is Pacing.LOCKSTEP:
             return self._answer() if self.state is DeviceState.STREAMING and self._turn else []
-        if self.state is not DeviceState.STREAMING or not self._unsent or self.policy.paused:
+        if self.state is not DeviceState.STREAMING or not self._tail.unsent or self.policy.paused:
             return []
         if self._drafter_dry or len(self._tail) >= self._draft_limit():
             return self._flush()
@@ -364,13 +358,7 @@ class DeviceCore:
     def _answer(self) -> list[Action]:
         """In lockstep: the draft, or that there is none, so that the cloud goes on."""
         self._turn = False
-        sent = self._flush()
-        if sent:
-            return sent
-        self._branch += 1
-        self._branch_open = True
-        self._sent = self.length
-        return [SendDraft(DraftRun(self._branch, self.length, ()))]
+        return self._send_run()
 
     def _end(self, error: PilotfishError) -> list[Action]:
         self.state = DeviceState.FAILED
@@ -384,84 +372,59 @@ class DeviceCore:
             limit = min(limit, self._max_length - self.length - 1)
         return max(limit, 0)
 
-    def _limit_tail(self) -> None:
-        """Cut what is beyond the limit, which a new stream may have lowered; what is sent stays."""
-        limit = max(self._draft_limit(), self._sent - self.length)
-        if len(self._tail) > limit:
-            del self._tail[limit:]
-            self._synced = min(self._synced, self.length + limit)
-            self._epoch += 1
-
     def _context(self, start: int) -> tuple[int, ...]:
         """Tokens of prompt + output + tail from position ``start`` on."""
         prompt_length = len(self._prompt)
         if start >= prompt_length:
             after = self.output[start - prompt_length :]
             skipped = max(start - self.length, 0)
-            return (*after, *self._tail[skipped:])
-        return (*self._prompt[start:], *self.output, *self._tail)
+            return (*after, *self._tail.tokens[skipped:])
+        return (*self._prompt[start:], *self.output, *self._tail.tokens)
 
     def _advance(self, fresh: tuple[int, ...], now: float) -> None:
         """Move the committed prefix: keep the tail where it agrees, drop it where the target went elsewhere."""
-        agreed = 0
-        while agreed < min(len(fresh), len(self._tail)) and self._tail[agreed] == fresh[agreed]:
-            agreed += 1
-        refuted = agreed < min(len(fresh), len(self._tail))
+        drafted = len(self._tail)
+        agreed, refuted = self._tail.commit(fresh)
         self.policy.committed(len(fresh), agreed, refuted=refuted, now=now)
-        if agreed == len(fresh):
-            del self._tail[:agreed]
-            if self.length + agreed > self._sent:
-                self._branch_open = False  # the cloud went past what was sent: a continuation would be taken for stale
-        else:
-            self.counts.rollbacks += agreed < len(self._tail)
-            self._synced = min(self._synced, self.length + agreed)
-            self._forget_draft()
+        if agreed < len(fresh):
+            self.counts.rollbacks += agreed < drafted
+            self._flush_at = None
         self.output.extend(fresh)
         self._drafter_dry = False
 
     def _forget_draft(self) -> None:
-        self._tail.clear()
-        self._branch_open = False
+        self._tail.forget()
         self._flush_at = None
-        self._epoch += 1
 
     def _salvage(self, task: DraftTask, tokens: tuple[int, ...]) -> tuple[int, ...]:
         """Of a stale result, what the target has since agreed with keeps the drafter's state, and what goes on from
         there is still a draft. Returns those tokens beyond the committed length.
         """
-        if self._synced != task.start or self._tail:
+        if self._tail.synced != task.start or self._tail:
             return ()
         decided = self.output[task.start - len(self._prompt) :] if task.start >= len(self._prompt) else []
         agreed = 0
         while agreed < min(len(tokens), len(decided)) and tokens[agreed] == decided[agreed]:
             agreed += 1
         if agreed < len(decided):
-            self._synced = task.start + agreed
+            self._tail.synced = task.start + agreed
             return ()
-        self._synced = task.start + len(tokens)
+        self._tail.synced = task.start + len(tokens)
         return tokens[agreed:]
-
-    @property
-    def _unsent(self) -> int:
-        """Tokens of the tail that have not been sent on the current branch."""
-        return self.length + len(self._tail) - (max(self._sent, self.length) if self._branch_open else self.length)
 
     def _flush(self) -> list[Action]:
         """Send what has not been sent of the tail."""
         self._flush_at = None
-        count = self._unsent
-        if not count or self.policy.paused:
-            return []
+        return [] if self.policy.paused or not self._tail.unsent else self._send_run()
+
+    def _send_run(self) -> list[Action]:
+        self._flush_at = None
+        run, opens = self._tail.next_run()
+        self.counts.sent += len(run.tokens)
         acknowledged = None
-        if not self._branch_open:
-            self._branch += 1
-            self._branch_open = True
-            if self._acknowledged < self.length:
-                acknowledged = self._acknowledged = self.length
-        start = self.length + len(self._tail) - count
-        self._sent = start + count
-        self.counts.sent += count
-        return [SendDraft(DraftRun(self._branch, start, tuple(self._tail[-count:])), acknowledged)]
+        if opens and self._acknowledged < self.length:
+            acknowledged = self._acknowledged = self.length
+        return [SendDraft(run, acknowledged)]
 
     def _count(self, commit: Commit, known: int) -> None:
         self.counts.commits += 1
