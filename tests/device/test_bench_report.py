@@ -77,8 +77,8 @@ def measured(*answers: Answer, rounds: tuple[Round, ...] = ()) -> Measured:
 
 
 PAIRS = measured(
-    *(one(Arm.CLOUD, FAR, 10.0 + prompt, prompt) for prompt in range(3)),
-    *(drafted(15.0 + 1.5 * prompt, prompt, policy={"reason": "useful", "window": 3}) for prompt in range(3)),
+    *(one(Arm.CLOUD, FAR, 10.0 + prompt, prompt) for prompt in range(6)),
+    *(drafted(15.0 + 1.5 * prompt, prompt, policy={"reason": "useful", "window": 3}) for prompt in range(6)),
 )
 
 
@@ -87,16 +87,16 @@ def test_a_row_has_what_was_measured() -> None:
     assert (cloud["arm"], device["arm"]) == ("cloud", "device-async")
     assert (device["rtt_ms"], device["concurrency"], device["jitter_ms"]) == (20, 1, 5)
     assert device["link"] == {"--jitter": "5ms", "--rate": "1mbit"}
-    assert (device["answers"], device["tokens"]) == (3, 12)
-    assert (device["tokens_per_s"], device["tokens_per_s_quartiles"]) == (16.5, [15.75, 17.25])
-    assert device["answer_tokens_per_s_quartiles"] == [15.75, 16.5, 17.25]
+    assert (device["answers"], device["tokens"]) == (6, 24)
+    assert (device["tokens_per_s"], device["tokens_per_s_quartiles"]) == (18.75, [16.875, 20.625])
+    assert device["answer_tokens_per_s_quartiles"] == [16.875, 18.75, 20.625]
     assert (device["ttft_ms"], device["tpot_ms"]) == (100, 100)
     assert (device["steps_per_token"], device["mean_acceptance_length"]) == (0.5, 2)
     assert (device["useful_draft_fraction"], cloud["useful_draft_fraction"]) == (0.4, None)
     assert (device["bytes_up_per_token"], device["bytes_down_per_token"]) == (10, 7.5)
     assert (device["ratio_to_cloud"], device["ratio_to_cloud_95"]) == (1.5, [1.5, 1.5])
     assert (cloud["ratio_to_cloud"], cloud["ratio_to_cloud_95"]) == (1, [1, 1])
-    assert (device["reasons"], cloud["reasons"]) == ({"useful": 3}, {})
+    assert (device["reasons"], cloud["reasons"]) == ({"useful": 6}, {})
     assert "arms_chosen" not in device
     assert (device["identical"], device["differing_answers"], device["drafter"]) == (True, 0, "onnx-int8")
     json.dumps([cloud, device], allow_nan=False)
@@ -181,9 +181,9 @@ def test_a_table_has_a_line_for_each_row() -> None:
     rows = rows_of(PAIRS, FAR, (Arm.CLOUD, Arm.ASYNC), DIRECT)
     heading, cloud, device = report.table(rows)
     assert len({len(heading), len(cloud), len(device)}) == 1
-    assert " ".join(cloud.split()) == "cloud 11.0 10.5-11.5 1.00 1.00-1.00 100 100.0 1.00 1.00 - 10.0 7.5 yes"
+    assert " ".join(cloud.split()) == "cloud 12.5 11.2-13.8 1.00 1.00-1.00 100 100.0 1.00 1.00 - 10.0 7.5 yes"
     assert " ".join(device.split()) == (
-        "device-async 16.5 15.8-17.2 1.50 1.50-1.50 100 100.0 0.50 2.00 40% 10.0 7.5 yes"
+        "device-async 18.8 16.9-20.6 1.50 1.50-1.50 100 100.0 0.50 2.00 40% 10.0 7.5 yes"
     )
 
 

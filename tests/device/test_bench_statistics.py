@@ -52,6 +52,8 @@ def test_one_outlier_moves_little() -> None:
 
 def test_too_few_pairs() -> None:
     assert paired_ratio([(3.0, 2.0)]) == Ratio(1.5, None)
+    assert paired_ratio([(3.0, 2.0)] * 5) == Ratio(1.5, None)
+    assert paired_ratio([(3.0, 2.0)] * 6) == Ratio(1.5, (1.5, 1.5))
     with pytest.raises(ValueError, match="nothing"):
         paired_ratio([])
 

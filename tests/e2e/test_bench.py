@@ -61,8 +61,10 @@ async def test_two_arms_over_two_links(verifier: Verifier, tmp_path: Path) -> No
         assert (cloud["sent_draft_tokens"], cloud["useful_draft_fraction"], cloud["ratio_to_cloud"]) == (0, None, 1)
         assert cloud["steps_per_token"] == 1
         assert device["sent_draft_tokens"] > 0
-        assert device["ratio_to_cloud_95"][0] <= device["ratio_to_cloud"] <= device["ratio_to_cloud_95"][1]
+        assert device["ratio_to_cloud"] > 0
+        assert device["ratio_to_cloud_95"] is None  # of two pairs
         assert sum(device["reasons"].values()) == 2
+        assert device["arms_chosen"].keys() <= {"device-async", "cloud"}  # it pauses while drafts do not pay
     assert rows["cloud", 40]["ttft_ms"] >= 40
     assert document["identical"] is True
     assert document["target"]["fingerprint"] == verifier.engine.info.fingerprint
@@ -88,6 +90,7 @@ async def test_several_streams(verifier: Verifier, tmp_path: Path) -> None:
     assert all((row["concurrency"], row["answers"], row["identical"]) == (3, 6, True) for row in document["rows"])
     assert f"figures: {file}" in output.decode()
     assert "device-async" in output.decode()
+    assert all(row["ratio_to_cloud_95"] is not None for row in document["rows"])
 
 
 @pytest.mark.timeout(600)

@@ -8,7 +8,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ def run(arguments: argparse.Namespace) -> int:
         "rows": rows,
     }
     if settings.plot is not None:
-        Path(settings.plot).write_bytes(draw(rows, _title(settings, target)))
+        Path(settings.plot).write_bytes(draw(rows, _title(settings, target, rows)))
         say(f"picture: {settings.plot}")
     if settings.json == STDOUT:
         show(json.dumps(everything) + "\n")
@@ -165,10 +165,14 @@ def run(arguments: argparse.Namespace) -> int:
     return 1 if wrong else 0
 
 
-def _title(settings: Settings, target: Target) -> str:
-    jitter = f", jitter {settings.link.jitter_ms:g} ms" if settings.link.jitter_ms else ""
+def _title(settings: Settings, target: Target, rows: Sequence[Row]) -> str:
+    drafters = dict.fromkeys(row["drafter"] for row in rows if row["drafter"] != "none")
     sampling = settings.sampling
-    return (
-        f"{target.model} ({target.dtype}): {len(settings.prompts)} prompts x {sampling['max_tokens']} tokens, "
-        f"temperature {sampling['temperature']:g}{jitter}"
-    )
+    parts = [
+        f"{target.model} ({target.dtype})",
+        *(f"draft {name}" for name in drafters),
+        f"{len(settings.prompts)} prompts x {sampling['max_tokens']} tokens",
+        f"temperature {sampling['temperature']:g}",
+        *([f"jitter {settings.link.jitter_ms:g} ms"] if settings.link.jitter_ms else []),
+    ]
+    return ", ".join(parts)

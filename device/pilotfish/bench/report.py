@@ -7,6 +7,7 @@ from typing import Final
 
 from pilotfish.bench.plan import Cell
 from pilotfish.bench.rows import Row
+from pilotfish.bench.statistics import MIN_PAIRS
 
 Show = Callable[[Row], str]
 
@@ -33,22 +34,23 @@ def _same(row: Row) -> str:
 
 COLUMNS: Final[tuple[tuple[str, int, Show], ...]] = (
     ("tokens/s", 9, _plain("tokens_per_s", ".1f")),
-    ("quartiles", 13, _spread),
+    ("quartiles", 12, _spread),
     ("x cloud", 8, _plain("ratio_to_cloud", ".2f")),
-    ("95% interval", 13, _interval),
+    ("95%", 10, _interval),
     ("TTFT ms", 8, _plain("ttft_ms", ".0f")),
     ("TPOT ms", 8, _plain("tpot_ms", ".1f")),
-    ("steps/token", 12, _plain("steps_per_token", ".2f")),
+    ("steps/tok", 10, _plain("steps_per_token", ".2f")),
     ("accepted", 9, _plain("mean_acceptance_length", ".2f")),
     ("useful", 7, _plain("useful_draft_fraction", ".0%")),
     ("B up", 6, _plain("bytes_up_per_token", ".1f")),
     ("B down", 7, _plain("bytes_down_per_token", ".1f")),
-    ("identical", 11, _same),
+    ("same", 8, _same),
 )
 LEGEND: Final = (
-    "tokens/s: of an answer, prompt included (median over the answers), or of all streams together. x cloud: median "
-    "over the\nprompts of an answer's speed over that of the cloud alone, with its 95% interval. accepted: committed "
-    "tokens a target step,\nthe bonus token included. useful: accepted of the draft tokens sent. B: payload a token."
+    "tokens/s: of an answer from call to last token, median over the answers; with several streams, of all together.\n"
+    "x cloud: an answer's speed over that of the cloud alone, same prompt and repeat, median and its 95% interval\n"
+    f"(from {MIN_PAIRS} pairs on). accepted: committed tokens a target step, the bonus token included. useful: accepted "
+    "of the draft\ntokens that the device sent. B: payload a token. same: every token as the reference's."
 )
 
 

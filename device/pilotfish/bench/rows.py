@@ -107,7 +107,7 @@ def _ratio(answers: Sequence[Answer], cloud: Sequence[Answer], seed: int) -> Row
 
 
 def _counts(answers: Sequence[Answer]) -> Row:
-    """Over all answers together, so that longer ones weigh more."""
+    """Over all answers together. What the cloud drafted itself counts as accepted, too, which ``auto`` may let it."""
     all_metrics = [answer.metrics for answer in answers]
     tokens = sum(len(answer.token_ids) for answer in answers)
     steps = sum(metrics.steps for metrics in all_metrics)

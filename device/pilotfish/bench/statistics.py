@@ -11,6 +11,7 @@ import numpy as np
 RESAMPLES: Final = 10_000
 AT_ONCE: Final = 1_000_000  # drawn pairs that are held in memory
 LEVEL: Final = 0.95
+MIN_PAIRS: Final = 6  # of fewer, not even lowest and highest enclose the true median in 95% of all cases
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Quartiles:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ratio:
-    """A ratio and its confidence interval at ``LEVEL``; None where one pair alone cannot tell."""
+    """A ratio and its confidence interval at ``LEVEL``; None where the pairs are too few to tell."""
 
     value: float
     interval: tuple[float, float] | None
@@ -51,7 +52,7 @@ def paired_ratio(pairs: Sequence[tuple[float, float]], *, seed: int = 0) -> Rati
     first, second = np.asarray(pairs, dtype=np.float64).T
     ratios = first / second
     value = float(np.median(ratios))
-    if len(ratios) < 2:
+    if len(ratios) < MIN_PAIRS:
         return Ratio(value, None)
     random = np.random.default_rng(seed)
     medians = np.empty(RESAMPLES)
