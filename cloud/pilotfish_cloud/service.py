@@ -6,7 +6,8 @@ import asyncio
 import dataclasses
 import itertools
 import logging
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
 import grpc
@@ -76,6 +77,7 @@ class VerifierService(pb_grpc.VerifierServicer):
         self._streams: dict[str, _Stream] = {}
         self._generations: dict[bytes, _Stream] = {}
         self._readers: set[asyncio.Task[None]] = set()
+        self.on_written: Callable[[float], None] | None = None  # told the seconds from a step's end to its bytes
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -260,8 +262,10 @@ class VerifierService(pb_grpc.VerifierServicer):
             match event:
                 case OpenedEvent(_, cached_tokens):
                     await context.write(writer.opened(self._opened(cached_tokens, other_fingerprint)))
-                case CommitEvent(_, commit):
+                case CommitEvent(_, commit, step_ended):
                     await context.write(writer.commit(commit))
+                    if self.on_written is not None:
+                        self.on_written(time.monotonic() - step_ended)
                     if commit.finish is not None:
                         return
                 case AdviceEvent(_, advice):

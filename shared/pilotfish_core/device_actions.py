@@ -24,7 +24,7 @@ class DeviceConfig:
     retry: RetryPolicy = dataclasses.field(default_factory=RetryPolicy)
     ping_after_s: float = 20.0  # of silence, before Opened too; under the 60 s after which proxies close idle streams
     ping_timeout_s: float = 10.0
-    measure_every_s: float = 1.0  # between pings that measure the round trip, while drafting
+    measure_every_s: float = 0.5  # between pings that measure the round trip, while drafting
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

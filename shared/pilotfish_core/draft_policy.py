@@ -102,6 +102,8 @@ class DraftPolicy:
         self.step_time = Average(0.1)  # seconds between commits
         self.pauses = 0
         self._drafting = drafting
+        self._expectation: tuple[float, float] | None = None
+        self._stale = True  # something was observed since
         self._last_commit: float | None = None
         self._probe_every = PROBE_EVERY[0]
         self._since_probe = 0
@@ -168,6 +170,7 @@ class DraftPolicy:
         """The drafter took ``seconds`` for ``tokens``."""
         if tokens:
             self.memory.draft_time.observe(seconds / tokens)
+            self._stale = True
 
     def committed(self, count: int, agreed: int, *, refuted: bool, now: float) -> None:
         """``count`` tokens were committed at ``now``; the first ``agreed`` were drafted so, the next was not if
@@ -176,6 +179,7 @@ class DraftPolicy:
         if self._last_commit is not None:
             self.step_time.observe(now - self._last_commit)
         self._last_commit = now
+        self._stale = True
         self._since_probe += count
         self._since_change += 1
         if agreed or refuted:
@@ -193,6 +197,7 @@ class DraftPolicy:
     def advised(self, advice: Advice) -> None:
         """The cloud said what the device cannot know."""
         self.memory.advice = advice
+        self._stale = True
         self._decide()
 
     def hinted(self, hint: Hint) -> None:
@@ -226,7 +231,7 @@ class DraftPolicy:
             "compared": self.acceptance.compared,
             "gains": gains,
             "gain": gains.get(Arm.ASYNC.value),
-            "round_trip_ms": _ms(trip.minimum),
+            "round_trip_ms": _ms(trip.now),
             "jitter_ms": _ms(trip.deviation),
             "draft_ms": _ms(self.memory.draft_time.value),
             "step_ms": _ms(self._plain_step()),
@@ -267,7 +272,7 @@ class DraftPolicy:
         rate = self.acceptance.rate
         pipeline = Pipeline(
             acceptance=rate,
-            response=(self.memory.round_trip.minimum or 0.0) + draft,
+            response=(self.memory.round_trip.now or 0.0) + draft,
             gap=draft,
             window=min(self.config.window, depth(rate)),
         )
@@ -275,6 +280,11 @@ class DraftPolicy:
 
     def _expected(self) -> tuple[float, float] | None:
         """Gain of drafting freely, and the target's time for a token then, plain decoding being 1."""
+        if self._stale:
+            self._expectation, self._stale = self._expect(), False
+        return self._expectation
+
+    def _expect(self) -> tuple[float, float] | None:
         known = self._pipeline()
         if known is None:
             return None

@@ -6,12 +6,15 @@ All forget: a link, a device or a text changes. What has not been observed is No
 from __future__ import annotations
 
 import math
+import statistics
 from collections import deque
 from typing import Final
 
 RTT_GAIN: Final = 1 / 8  # RFC 6298: of the smoothed round trip
 RTT_SPREAD_GAIN: Final = 1 / 4  # RFC 6298: of its mean deviation
 RTT_MINIMUM_WINDOW_S: Final = 10.0  # as BBR's, so that a changed path shows
+RTT_RECENT: Final = 5  # round trips, of at most so many seconds: what it is now, one outlier more or less
+RTT_RECENT_S: Final = 3.0
 
 
 class Average:
@@ -36,11 +39,12 @@ class Average:
 
 
 class RoundTrip:
-    """Round-trip time: its recent minimum (the path), its average and its mean deviation (the jitter)."""
+    """Round-trip time: what it is now, its minimum (the path), its average and its mean deviation (the jitter)."""
 
     def __init__(self) -> None:
         self.smoothed: float | None = None
         self.deviation = 0.0
+        self._recent: deque[tuple[float, float]] = deque(maxlen=RTT_RECENT)
         self._lowest: deque[tuple[float, float]] = deque()  # (time, rtt), both ascending: candidates for the minimum
 
     def observe(self, rtt: float, now: float) -> None:
@@ -50,11 +54,21 @@ class RoundTrip:
         else:
             self.deviation += RTT_SPREAD_GAIN * (abs(rtt - self.smoothed) - self.deviation)
             self.smoothed += RTT_GAIN * (rtt - self.smoothed)
+        self._recent.append((now, rtt))
+        while now - self._recent[0][0] > RTT_RECENT_S:
+            self._recent.popleft()
         while self._lowest and self._lowest[-1][1] >= rtt:
             self._lowest.pop()
         self._lowest.append((now, rtt))
         while now - self._lowest[0][0] > RTT_MINIMUM_WINDOW_S and len(self._lowest) > 1:
             self._lowest.popleft()
+
+    @property
+    def now(self) -> float | None:
+        """The median of the last few: follows a link that changed within two or three round trips that were measured,
+        and is not misled by a single one.
+        """
+        return statistics.median(rtt for _, rtt in self._recent) if self._recent else None
 
     @property
     def minimum(self) -> float | None:

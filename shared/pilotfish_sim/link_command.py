@@ -17,7 +17,7 @@ from pilotfish_sim.link_proxy import LinkProxy, run
 from pilotfish_sim.links import Change, Cut, Jitter, LinkSpec, load_trace
 from pilotfish_sim.quantities import bits_per_second, seconds, size_bytes
 
-_CONTROL: Final = "rtt 200ms [jitter 5ms] | cut"
+_CONTROL: Final = "rtt 200ms [jitter 5ms] | stall 5s | cut"
 
 
 def add_link_parser(commands: Any) -> None:
@@ -157,6 +157,8 @@ async def _obey(proxy: LinkProxy, stopping: asyncio.Event, tell: Callable[[str, 
                     proxy.change(seconds(rtt, name="rtt"))
                 case ["rtt", rtt, "jitter", jitter]:
                     proxy.change(seconds(rtt, name="rtt"), seconds(jitter, name="jitter"))
+                case ["stall", length]:
+                    proxy.stall(seconds(length, name="stall"))
                 case ["cut"]:
                     proxy.cut()
                 case _:

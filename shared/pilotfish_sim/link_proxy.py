@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from pilotfish_core.errors import AddressInUse
-from pilotfish_sim.links import SEGMENT, Change, Direction, LinkSpec
+from pilotfish_sim.links import SEGMENT, Change, Cut, Direction, LinkSpec
 
 READ_BYTES: Final = 64 * 1024
 MAX_FLIGHT_BYTES: Final = 16 * 1024 * 1024  # on their way in one direction of a connection
@@ -78,6 +78,12 @@ class LinkProxy:
         change = Change(self.age_s, rtt_s, jitter_s)
         kept = tuple(known for known in self.spec.changes if known.at_s < change.at_s)
         self.spec = dataclasses.replace(self.spec, changes=(*kept, change))
+        self._up.change(self.spec)
+        self._down.change(self.spec)
+
+    def stall(self, length_s: float) -> None:
+        """Let nothing pass from now on for so long; connections stay. Raises InvalidParameter."""
+        self.spec = dataclasses.replace(self.spec, cuts=(*self.spec.cuts, Cut(self.age_s, length_s)))
         self._up.change(self.spec)
         self._down.change(self.spec)
 

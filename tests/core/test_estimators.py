@@ -9,6 +9,20 @@ from hypothesis import strategies as st
 from pilotfish_core.estimators import Acceptance, Average, Response, RoundTrip, StepTime
 
 
+def test_the_round_trip_now_follows_a_link_that_changed() -> None:
+    trip = RoundTrip()
+    for index in range(10):
+        trip.observe(0.01, index * 0.5)
+    trip.observe(0.2, 5.0)
+    assert trip.now == 0.01  # one may be an accident
+    trip.observe(0.2, 5.5)
+    trip.observe(0.2, 6.0)
+    assert trip.now == 0.2
+    assert trip.minimum == 0.01
+    trip.observe(0.01, 20.0)
+    assert trip.now == 0.01  # what was long ago does not count
+
+
 def test_an_average_begins_evenly_and_forgets() -> None:
     average = Average(0.1)
     assert average.or_else(7.0) == 7.0

@@ -120,6 +120,10 @@ def test_several_streams_are_measured_together() -> None:
     assert row["tokens_per_s"] == pytest.approx(32 / 3, abs=1e-3)
     assert row["tokens_per_s_quartiles"] == [10, 14]
     assert row["answer_tokens_per_s_quartiles"] == [6.75, 7.5, 8.25]
+    (single,) = rows_of(measured(*answers, rounds=rounds[:1]), MANY, (Arm.CLOUD,), DIRECT)
+    assert (single["tokens_per_s"], single["tokens_per_s_quartiles"]) == (16, None)
+    assert report.table([single])[1].split()[:3] == ["cloud", "16.0", "-"]
+    assert picture(single)[0] > 0
 
 
 def test_another_token_is_found_in_whatever_cell() -> None:

@@ -137,6 +137,7 @@ def test_the_command_obeys(command: subprocess.Popen[str]) -> None:
     assert listening["event"] == "listening"
     assert listening["address"].startswith("127.0.0.1:")
     assert say("rtt 200ms jitter 5ms")["event"] == "changed"
+    assert say("stall 100ms")["event"] == "changed"
     assert say("cut")["event"] == "changed"
     refused = say("rtt soon")
     assert refused["event"] == "refused"

@@ -168,11 +168,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _title(settings: Settings, target: Target, rows: Sequence[Row]) -> str:
     drafters = dict.fromkeys(row["drafter"] for row in rows if row["drafter"] != "none")
     sampling = settings.sampling
-    parts = [
-        f"{target.model} ({target.dtype})",
-        *(f"draft {name}" for name in drafters),
+    models = [f"{target.model} ({target.dtype})", *(f"draft {name}" for name in drafters)]
+    work = [
         f"{len(settings.prompts)} prompts x {sampling['max_tokens']} tokens",
         f"temperature {sampling['temperature']:g}",
         *([f"jitter {settings.link.jitter_ms:g} ms"] if settings.link.jitter_ms else []),
     ]
-    return ", ".join(parts)
+    return f"{', '.join(models)}\n{', '.join(work)}"

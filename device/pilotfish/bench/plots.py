@@ -38,7 +38,7 @@ def draw(rows: Sequence[Row], title: str) -> bytes:
         panel.set_title("one stream" if concurrency == 1 else f"{concurrency} streams at once", fontsize=10)
         panel.set_ylabel("tokens/s" if concurrency == 1 else "tokens/s, all streams together")
     panels[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=9.5)
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=DPI)
     return data.getvalue()
@@ -52,7 +52,7 @@ def _panel(panel: Any, rows: Sequence[Row]) -> None:
     for index, arm in enumerate(arms):
         own = sorted((row for row in rows if row["arm"] == arm), key=lambda row: float(row["rtt_ms"]))
         speeds = [row["tokens_per_s"] for row in own]
-        ends = [row["tokens_per_s_quartiles"] for row in own]
+        ends = [row["tokens_per_s_quartiles"] or (row["tokens_per_s"],) * 2 for row in own]
         colour, marker = STYLES[Arm(arm)]
         panel.errorbar(
             [row["rtt_ms"] + (index - (len(arms) - 1) / 2) * SIDE_STEP * width for row in own],

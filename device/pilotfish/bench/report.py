@@ -16,16 +16,8 @@ def _plain(name: str, form: str) -> Show:
     return lambda row: "-" if row[name] is None else format(row[name], form)
 
 
-def _spread(row: Row) -> str:
-    low, high = row["tokens_per_s_quartiles"]
-    return f"{low:.1f}-{high:.1f}"
-
-
-def _interval(row: Row) -> str:
-    if row["ratio_to_cloud_95"] is None:
-        return "-"
-    low, high = row["ratio_to_cloud_95"]
-    return f"{low:.2f}-{high:.2f}"
+def _range(name: str, form: str) -> Show:
+    return lambda row: "-" if row[name] is None else "-".join(format(end, form) for end in row[name])
 
 
 def _same(row: Row) -> str:
@@ -34,9 +26,9 @@ def _same(row: Row) -> str:
 
 COLUMNS: Final[tuple[tuple[str, int, Show], ...]] = (
     ("tokens/s", 9, _plain("tokens_per_s", ".1f")),
-    ("quartiles", 12, _spread),
+    ("quartiles", 12, _range("tokens_per_s_quartiles", ".1f")),
     ("x cloud", 8, _plain("ratio_to_cloud", ".2f")),
-    ("95%", 10, _interval),
+    ("95%", 10, _range("ratio_to_cloud_95", ".2f")),
     ("TTFT ms", 8, _plain("ttft_ms", ".0f")),
     ("TPOT ms", 8, _plain("tpot_ms", ".1f")),
     ("steps/tok", 10, _plain("steps_per_token", ".2f")),
@@ -49,8 +41,8 @@ COLUMNS: Final[tuple[tuple[str, int, Show], ...]] = (
 LEGEND: Final = (
     "tokens/s: of an answer from call to last token, median over the answers; with several streams, of all together.\n"
     "x cloud: an answer's speed over that of the cloud alone, same prompt and repeat, median and its 95% interval\n"
-    f"(from {MIN_PAIRS} pairs on). accepted: committed tokens a target step, the bonus token included. useful: accepted "
-    "of the draft\ntokens that the device sent. B: payload a token. same: every token as the reference's."
+    f"(from {MIN_PAIRS} pairs on). accepted: committed tokens a target step, bonus token included. useful: accepted\n"
+    "of the draft tokens that the device sent. B: payload a token. same: every token as the reference's."
 )
 
 

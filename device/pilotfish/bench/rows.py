@@ -72,15 +72,16 @@ def _tokens_per_s(row: Row) -> float:
 
 
 def _speed(answers: Sequence[Answer], rounds: Sequence[Round]) -> Row:
-    """One stream: of an answer, over the answers. Several: of all together, over the rounds."""
+    """One stream: of an answer, over the answers. Several: of all together, over the rounds; one has no spread."""
     of_answers = Quartiles.of([answer.metrics.tokens_per_s for answer in answers])
-    speed, spread = of_answers.median, of_answers
+    speed = of_answers.median
+    spread: Quartiles | None = of_answers
     if rounds:
         speed = sum(one.tokens for one in rounds) / sum(one.wall_s for one in rounds)
-        spread = Quartiles.of([one.tokens_per_s for one in rounds])
+        spread = Quartiles.of([one.tokens_per_s for one in rounds]) if len(rounds) > 1 else None
     return {
         "tokens_per_s": round(speed, 3),
-        "tokens_per_s_quartiles": [round(spread.low, 3), round(spread.high, 3)],
+        "tokens_per_s_quartiles": None if spread is None else [round(spread.low, 3), round(spread.high, 3)],
         "answer_tokens_per_s_quartiles": [
             round(of_answers.low, 3),
             round(of_answers.median, 3),
