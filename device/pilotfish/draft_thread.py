@@ -9,6 +9,8 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from typing import Any, TypeVar
 
+from pilotfish_core.thread_priority import step_back
+
 T = TypeVar("T")
 _Task = tuple[Future[Any], Callable[[], Any]]
 
@@ -59,6 +61,7 @@ class DraftThread(Executor):
                 self._ended.set_result(None)
 
     def _run(self) -> None:
+        step_back()  # where both share a processor, a commit must not wait for a draft to be computed
         while (task := self._tasks.get()) is not None:
             future, call = task
             if not future.set_running_or_notify_cancel():

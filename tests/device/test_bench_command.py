@@ -91,7 +91,7 @@ def test_json_on_standard_output_is_alone_there(capsys: pytest.CaptureFixture[st
 def test_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     figures, picture = tmp_path / "f.json", tmp_path / "p.png"
     assert run("--json", figures, "--plot", picture) == 0
-    assert capsys.readouterr().out.splitlines()[-2:] == [f"picture: {picture}", f"figures: {figures}"]
+    assert capsys.readouterr().out.splitlines()[-2:] == [f"figures: {figures}", f"picture: {picture}"]
     assert json.loads(figures.read_text())["identical"] is True
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["f.json", "p.png"]

@@ -39,6 +39,7 @@ from pilotfish_core.drafts import DraftRun
 from pilotfish_core.errors import EngineFailure, PilotfishError, Unavailable
 from pilotfish_core.modes import Hint, Mode
 from pilotfish_core.scheduling import CloudDrafter, CloudNgram, ScheduledStep, Scheduler, Sequence
+from pilotfish_core.thread_priority import step_back
 from pilotfish_core.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -216,6 +217,7 @@ class EmbeddedEngine(Engine):
     # -- the worker -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        step_back()  # where both share a processor, commits and drafts must not wait for the next step
         torch.set_num_threads(self.config.threads)
         idle = True  # whether the last round found nothing to run
         while True:

@@ -39,13 +39,16 @@ def add_bench_parser(commands: Any) -> None:
     )
     parser.add_argument("--server", required=True, help=f"ADDR[,ADDR...] of verifiers, or '{LOCAL}': start one here")
     parser.add_argument(
-        "--arms", default="cloud,device-lockstep,device-async,auto", help="between commas (%(default)s)"
+        "--arms", default="cloud,device-lockstep,device-async,auto", help="between commas (default: %(default)s)"
     )
     parser.add_argument("--rtt", default="0,20,100", metavar="MS,...", help="round trips (default: %(default)s)")
     parser.add_argument("--concurrency", default="1", metavar="N,...", help="streams at once (default: %(default)s)")
     parser.add_argument("--repeats", default="1", metavar="N", help="of every prompt (default: %(default)s)")
     parser.add_argument(
-        "--warmup", default="1", metavar="N", help="answers of each arm in each cell that do not count (%(default)s)"
+        "--warmup",
+        default="1",
+        metavar="N",
+        help="answers of each arm in each cell that do not count (default: %(default)s)",
     )
     parser.add_argument(
         "--pin", action="store_true", help="the verifier on the first processor, device and links on the last"
@@ -154,14 +157,14 @@ def run(arguments: argparse.Namespace) -> int:
         "cells": verdicts,
         "rows": rows,
     }
-    if settings.plot is not None:
-        Path(settings.plot).write_bytes(draw(rows, _title(settings, target, rows)))
-        say(f"picture: {settings.plot}")
     if settings.json == STDOUT:
         show(json.dumps(everything) + "\n")
     elif settings.json is not None:
         replace_file(settings.json, json.dumps(everything, indent=1) + "\n")
         say(f"figures: {settings.json}")
+    if settings.plot is not None:
+        Path(settings.plot).write_bytes(draw(rows, _title(settings, target, rows)))
+        say(f"picture: {settings.plot}")
     return 1 if wrong else 0
 
 
