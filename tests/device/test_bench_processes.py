@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -112,6 +113,18 @@ def test_a_signal_ends_the_links(number: signal.Signals) -> None:
     assert (process.returncode, errors) == (128 + number, b"")
     with pytest.raises(ProcessLookupError):
         os.kill(link, 0)
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="waits for a process that is not its child")
+def test_links_end_with_a_process_that_is_killed() -> None:
+    with subprocess.Popen([sys.executable, "-c", COMMAND], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        link = os.pidfd_open(int(process.stdout.readline()))
+        try:
+            process.kill()
+            assert select.select([link], [], [], 60)[0] == [link]
+        finally:
+            os.close(link)
 
 
 def test_what_runs_apart_returns_and_raises() -> None:

@@ -67,6 +67,7 @@ class LinkProcess:
 
     def __init__(self, to: str, flags: list[str]) -> None:
         self._command = [sys.executable, "-m", "pilotfish_sim", "link", f"--to={to}", "--json", *flags]
+        self._command += ["--control"]  # then it ends with this process, however that ends
         self._process: subprocess.Popen[str] | None = None
         self.address = ""
 
@@ -104,7 +105,7 @@ class LinkProcess:
     def _start(self) -> None:
         with held():
             process = self._process = subprocess.Popen(
-                self._command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
         # One that neither listens nor ends is ended, and then says no more than the one that failed.
         timer = threading.Timer(START_TIMEOUT_S, process.kill)
