@@ -161,6 +161,7 @@ class VerifierService(pb_grpc.VerifierServicer):
                     output=opening.output,
                     mode=opening.mode,
                     hint=opening.hint,
+                    pace=opening.pace,
                 )
             )
             await self._write(stream, writer, context, other_fingerprint)

@@ -245,6 +245,7 @@ class GenerationDriver:
             allow_other_fingerprint=self._allow_other_fingerprint,
             mode=mode,
             hint=self._core.policy.hint,
+            pace=self._core.policy.pace,
         )
         self._attempt = Attempt(self._transport, next(self._attempts), message, self._events.put_nowait)
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Final, Protocol
 
 from pilotfish_core.drafts import Commit, DraftBuffer, DraftRun, Finish, Origin, RunFate, TokenLogprobs
 from pilotfish_core.errors import PilotfishError, ProtocolViolation, ResumeRefused, Unavailable
 from pilotfish_core.estimators import Acceptance, Response
-from pilotfish_core.modes import Advice, Hint, Mode, Pacing
+from pilotfish_core.modes import Advice, Hint, Mode, Pace, Pacing
 from pilotfish_core.own_draft import OwnDraft
+
+CLAIM_WEIGHT: Final = 6.0  # comparisons that what a device says of its drafts stands for
 
 
 class FinishRule(Protocol):
@@ -100,6 +102,7 @@ class CloudCore:
         now: float,
         mode: Mode | None = None,
         hint: Hint | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self.prompt_length = prompt_length
         self.output: list[int] = list(output)
@@ -123,8 +126,11 @@ class CloudCore:
         self.hint = hint or Hint()
         self.own: OwnDraft | None = None  # what the cloud drafts itself; the scheduler's to set
         self.advised: tuple[Advice, int] | None = None  # the last advice, and the committed length then
-        self.acceptance = Acceptance()
+        self.acceptance = Acceptance() if pace is None else Acceptance(prior=pace.acceptance, weight=CLAIM_WEIGHT)
         self.response = Response()
+        if pace is not None:
+            self.response.delay.observe(pace.round_trip_s + pace.draft_s)
+            self.response.gap.observe(pace.draft_s)
         self._hold: tuple[float, int] | None = None  # until when, or for how many draft tokens
         self._turn_until: float | None = None  # in lockstep: it is the device's turn, at the latest until then
 
@@ -208,12 +214,12 @@ class CloudCore:
         opens = run.branch > self._buffer.branch
         fate = self._buffer.receive(run)
         self.counts.stale_runs += fate is not RunFate.KEPT
+        if opens:
+            self.response.opened(run.start, len(run.tokens), now)
+        elif fate is RunFate.KEPT:
+            self.response.continued(len(run.tokens), now)
         if fate is RunFate.KEPT:
             self._turn_until = None
-            if run.tokens:
-                self.response.arrived(len(run.tokens), now, opens=opens)
-        elif opens:
-            self.response.refuted(now)  # it was dead on arrival: the device answers a later commit
         return fate
 
     def acknowledge(self, length: int, now: float) -> None:
@@ -286,8 +292,7 @@ class CloudCore:
             drafted, accepted = (), 0
         self.output.extend(tokens)
         self._buffer.committed()
-        if self.refuted:
-            self.response.refuted(now)
+        self.response.committed(self.length, now)
         origin = Origin.CLOUD
         if drafted:
             origin = Origin.BONUS if accepted == len(drafted) else Origin.RECOVERED

@@ -204,7 +204,8 @@ class DeviceCore:
         if self._said.pacing is Pacing.LOCKSTEP:
             count = count if self._turn else 0
         else:
-            count = min(self._config.draft_chunk, count)
+            in_flight = self._tail.in_flight + self._tail.unsent
+            count = min(max(self._config.draft_chunk, self.policy.burst(in_flight)), count)
         if count <= 0:
             return None
         synced = self._tail.synced
@@ -238,7 +239,7 @@ class DeviceCore:
         if self._drafter_dry or len(self._tail) >= self._draft_limit():
             return self._flush()
         if self._flush_at is None:
-            self._flush_at = now + (self.policy.flush_s if self._config.adaptive else 0.0)
+            self._flush_at = now + self.policy.gather_s(self._tail.in_flight)
         return self._flush() if now >= self._flush_at else []
 
     def drafter_failed(self) -> list[Action]:

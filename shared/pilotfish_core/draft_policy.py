@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from pilotfish_core.estimators import Acceptance, Average, RoundTrip
 from pilotfish_core.goodput import Pipeline, best_hold, best_lockstep, expect
-from pilotfish_core.modes import Advice, Arm, CloudDraft, Hint, Mode, Objective, Pacing
+from pilotfish_core.modes import Advice, Arm, CloudDraft, Hint, Mode, Objective, Pace, Pacing
 
 FIRST_WINDOW: Final = 2  # draft tokens ahead until the first comparisons are in
 FIRST_COMPARISONS: Final = 4
@@ -22,6 +22,9 @@ REMEMBERED: Final = 8.0  # comparisons that what earlier generations showed stan
 WORTH: Final = 0.05  # a draft token that is the target's with less than this probability is not drafted
 FLUSH_SHARE: Final = 0.1  # of the time between commits that a draft token may wait to be sent with others
 FLUSH_S: Final = (0.001, 0.008)  # within these bounds
+ENOUGH: Final = 6  # draft tokens with the cloud, for a step
+BURST: Final = 8  # draft tokens at a time while there are fewer, at most
+BURST_SHARE: Final = 0.25  # of the time between commits that they may take
 HOLD_CAP_S: Final = 0.05  # what a cloud holds at the most, by default
 PROBE_EVERY: Final = (8, 64)  # committed tokens between probes while paused: at first, at most
 SETTLED: Final = 8  # commits between two changes of the arm, at least
@@ -147,14 +150,39 @@ class DraftPolicy:
 
     @property
     def flush_s(self) -> float:
-        """How long a draft token may wait for others to be sent with."""
+        """How long a draft token may wait for others to be sent with, when the next step has enough to verify."""
         low, high = self.config.flush_s
         return min(high, max(low, FLUSH_SHARE * self.step_time.or_else(low)))
+
+    def gather_s(self, in_flight: int) -> float:
+        """How long what was just drafted may wait: only a moment while fewer than a step's worth are with the cloud,
+        which may be holding a step for them, and not at all when it was several tokens.
+        """
+        if not self.config.adaptive or self.burst(in_flight) > 1:
+            return 0.0
+        return self.config.flush_s[0] if in_flight < ENOUGH else self.flush_s
+
+    def burst(self, in_flight: int) -> int:
+        """How many tokens to draft at a time. One, so that a commit is noticed soon; several while a step's worth is
+        not with the cloud and no commit can come, as far as they are drafted in a small part of a step.
+        """
+        step, draft = self._plain_step(), self.memory.draft_time.value
+        if not self.config.adaptive or in_flight >= ENOUGH or not step or not draft:
+            return 1
+        return max(1, min(BURST, int(BURST_SHARE * step / draft)))
 
     @property
     def objective(self) -> Objective:
         """What it strives for: the app's hints change it."""
         return self.hint.objective(self.config.objective)
+
+    @property
+    def pace(self) -> Pace | None:
+        """What the cloud may begin with; None while nothing is known, or nothing will be drafted."""
+        trip, draft = self.memory.round_trip.now, self.memory.draft_time.value
+        if not self._drafting or trip is None or draft is None or self.memory.acceptance.compared < FIRST_COMPARISONS:
+            return None
+        return Pace(trip, draft, self.acceptance.rate)
 
     @property
     def gain(self) -> float | None:

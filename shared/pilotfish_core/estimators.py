@@ -15,6 +15,8 @@ RTT_SPREAD_GAIN: Final = 1 / 4  # RFC 6298: of its mean deviation
 RTT_MINIMUM_WINDOW_S: Final = 10.0  # as BBR's, so that a changed path shows
 RTT_RECENT: Final = 5  # round trips, of at most so many seconds: what it is now, one outlier more or less
 RTT_RECENT_S: Final = 3.0
+WEAK: Final = 2.0  # comparisons that a prior stands for of which nobody knows
+REMEMBERED_COMMITS: Final = 64  # that a branch still on its way may answer
 
 
 class Average:
@@ -83,7 +85,7 @@ class Acceptance:
     that the target's choice met: accepted ones, and the first that differed.
     """
 
-    def __init__(self, *, prior: float = 0.5, weight: float = 2.0, half_life: float = 64.0) -> None:
+    def __init__(self, *, prior: float = 0.5, weight: float = WEAK, half_life: float = 64.0) -> None:
         self._keep = 0.5 ** (1 / half_life)
         self._prior, self._weight = prior, weight
         self._accepted = self._compared = 0.0
@@ -100,6 +102,11 @@ class Acceptance:
     def rate(self) -> float:
         """The estimate, within (0, 1)."""
         return (self._accepted + self._prior * self._weight) / (self._compared + self._weight)
+
+    @property
+    def believed(self) -> bool:
+        """Whether it rests on more than the weak prior: a match that was seen, or what somebody vouched for."""
+        return self._accepted >= 0.5 or self._weight > WEAK
 
     @property
     def upper(self) -> float:
@@ -177,30 +184,37 @@ class StepTime:
 
 
 class Response:
-    """The cloud's view of a device: how soon after a commit that refuted its draft the new one arrives, and how fast
-    draft tokens follow each other.
+    """The cloud's view of a device: how soon after a commit the new branch arrives that answers it, and how fast draft
+    tokens follow each other. A branch begins at the end of the commit that it answers, which tells the two together.
     """
 
     def __init__(self, *, gain: float = 0.2) -> None:
         self.delay = Average(gain)  # from the commit to the first token of the new branch
         self.spread = Average(gain)  # mean deviation of the delay
         self.gap = Average(gain)  # between draft tokens
-        self._asked_at: float | None = None
-        self._last_at: float | None = None
+        self._commits: deque[tuple[int, float]] = deque(maxlen=REMEMBERED_COMMITS)  # (end, when)
+        # From a new branch to the next commit the device drafts without pause: when that began, and tokens since.
+        self._burst: tuple[float, int] | None = None
 
-    def refuted(self, now: float) -> None:
-        """A commit went out that the device must answer with a new branch."""
-        if self._asked_at is None:
-            self._asked_at = now
-        self._last_at = None
+    def committed(self, end: int, now: float) -> None:
+        """A commit went out that ends at position ``end``."""
+        self._commits.append((end, now))
+        self._burst = None  # a window that was full may have stopped the device until now
 
-    def arrived(self, tokens: int, now: float, *, opens: bool) -> None:
-        """A valid run of ``tokens`` arrived; ``opens``: the first of a branch."""
-        if opens and self._asked_at is not None:
-            delay = now - self._asked_at
-            self.spread.observe(abs(delay - self.delay.or_else(delay)))
-            self.delay.observe(delay)
-            self._asked_at = None
-        elif self._last_at is not None and tokens:
-            self.gap.observe((now - self._last_at) / tokens)
-        self._last_at = now
+    def opened(self, start: int, tokens: int, now: float) -> None:
+        """The first ``tokens`` of a branch arrived, which answers the commit that ends at ``start``."""
+        asked_at = next((at for end, at in self._commits if end == start), None)
+        self._burst = (now, 0)
+        if asked_at is None or not tokens:
+            return
+        delay = now - asked_at
+        self.spread.observe(abs(delay - self.delay.or_else(delay)))
+        self.delay.observe(delay)
+
+    def continued(self, tokens: int, now: float) -> None:
+        """``tokens`` more of a branch arrived."""
+        if self._burst is None:
+            return
+        began, count = self._burst
+        self._burst = (began, count + tokens)
+        self.gap.observe((now - began) / (count + tokens))

@@ -156,6 +156,26 @@ def best_hold(pipeline: Pipeline, step_time: StepTimeOf, *, cap: float, margin: 
     return best
 
 
+def best_wait(
+    pipeline: Pipeline, buffered: int, step_time: StepTimeOf, *, cap: float, margin: float = 0.0
+) -> HoldChoice:
+    """Whether a step that has ``buffered`` draft tokens should wait for more of the branch, which the device goes on
+    with when it hears of the commit. The rate is that of the one step; none unless it is better by ``margin``.
+    """
+    a = pipeline.acceptance
+    now = (1.0 + expected_accepted(a, buffered)) / step_time(1 + buffered)
+    best = HoldChoice(0.0, 0, now)
+    needed = now * (1.0 + margin)
+    for tokens in range(buffered + 1, pipeline.window + 1):
+        seconds = pipeline.response + (tokens - buffered - 1) * pipeline.gap
+        if seconds > cap:
+            break
+        waited = (1.0 + expected_accepted(a, tokens)) / (step_time(1 + tokens) + seconds)
+        if waited > max(best.rate, needed):
+            best = HoldChoice(seconds, tokens, waited)
+    return best
+
+
 def lockstep_rate(pipeline: Pipeline, step_time: StepTimeOf, drafts: int) -> float:
     """Tokens a second of stop-and-wait at a fixed draft length: the cloud waits for all of them, the device for the
     commit.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
-from pilotfish_core.modes import CloudDraft, Hint, Mode
+from pilotfish_core.modes import CloudDraft, Hint, Mode, Pace
 from pilotfish_core.parameters import SamplingParams
 
 PROTOCOL_VERSION: Final = 1
@@ -31,6 +31,7 @@ class Open:
     allow_other_fingerprint: bool = False
     mode: Mode = dataclasses.field(default_factory=Mode)
     hint: Hint = dataclasses.field(default_factory=Hint)
+    pace: Pace | None = None
     protocol_version: int = PROTOCOL_VERSION
 
 

@@ -79,6 +79,19 @@ class Hint:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Pace:
+    """How fast and how well a device drafts, as it has seen in earlier generations.
+
+    It costs nobody else anything to believe it: it decides how long the device's own steps wait, and for a few
+    comparisons what its drafts are thought to be worth.
+    """
+
+    round_trip_s: float
+    draft_s: float  # for a token
+    acceptance: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Advice:
     """What the cloud knows and the device cannot.
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from pilotfish_core.errors import InvalidParameter, ProtocolViolation
 from pilotfish_core.messages import GENERATION_ID_BYTES, PROTOCOL_VERSION, Open, Opened
-from pilotfish_core.modes import Advice, CloudDraft, Hint, Mode, Pacing
+from pilotfish_core.modes import Advice, CloudDraft, Hint, Mode, Pace, Pacing
 from pilotfish_core.parameters import MAX_LOGIT_BIAS, SamplingParams
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 
@@ -33,6 +33,26 @@ def mode_from_wire(message: pb.Mode) -> Mode:
     return Mode(pacing, _CLOUD_DRAFTS_BACK.get(message.cloud_draft, CloudDraft.NONE))
 
 
+def pace_to_wire(pace: Pace) -> pb.Pace:
+    """See ``Pace``; times in whole microseconds."""
+    return pb.Pace(
+        round_trip_us=_microseconds(pace.round_trip_s),
+        draft_us=_microseconds(pace.draft_s),
+        acceptance_permille=round(pace.acceptance * 1000),
+    )
+
+
+def pace_from_wire(message: pb.Pace) -> Pace:
+    """Raises ProtocolViolation for an acceptance above 1."""
+    if message.acceptance_permille > 1000:
+        raise ProtocolViolation(f"pace has an acceptance of {message.acceptance_permille} permille")
+    return Pace(message.round_trip_us / 1e6, message.draft_us / 1e6, message.acceptance_permille / 1000)
+
+
+def _microseconds(seconds: float) -> int:
+    return min(max(round(seconds * 1e6), 0), 2**32 - 1)
+
+
 def hint_to_wire(hint: Hint) -> pb.Hint:
     """See ``Hint``."""
     return pb.Hint(battery_low=hint.battery_low, metered_network=hint.metered_network, prefer_fast=hint.prefer_fast)
@@ -48,7 +68,7 @@ def advice_to_wire(advice: Advice) -> pb.Advice:
     return pb.Advice(
         max_draft_tokens=advice.max_draft_tokens,
         reason=advice.reason,
-        step_us=min(max(round(advice.step_s * 1e6), 0), 2**32 - 1),
+        step_us=_microseconds(advice.step_s),
         cloud_draft=_CLOUD_DRAFTS[advice.cloud_draft],
         cloud_gain=advice.cloud_gain,
         cloud_cost=advice.cloud_cost,
@@ -87,6 +107,8 @@ def open_to_wire(message: Open) -> pb.Open:
         opening.mode.CopyFrom(mode_to_wire(message.mode))
     if message.hint != Hint():
         opening.hint.CopyFrom(hint_to_wire(message.hint))
+    if message.pace is not None:
+        opening.pace.CopyFrom(pace_to_wire(message.pace))
     return opening
 
 
@@ -173,6 +195,7 @@ def open_from_wire(message: pb.Open) -> Open:
         allow_other_fingerprint=message.allow_other_fingerprint,
         mode=mode_from_wire(message.mode),
         hint=hint_from_wire(message.hint),
+        pace=pace_from_wire(message.pace) if message.HasField("pace") else None,
     )
 
 

@@ -104,21 +104,45 @@ def draft(device: DeviceCore, token: int, now: float) -> list[tuple[int, tuple[i
     return [(action.run.start, action.run.tokens) for action in actions if isinstance(action, SendDraft)]
 
 
-def test_tokens_are_gathered_before_they_are_sent() -> None:
+def test_tokens_are_gathered_once_a_step_has_enough() -> None:
     device = streaming()
     device.committed(Commit(2, (5,), 0, Origin.CLOUD), 0.0)
     for agreed in range(6):
         device.policy.committed(1, 1, refuted=False, now=0.04 * (agreed + 1))
     assert device.policy.flush_s == pytest.approx(0.004)
     assert draft(device, 7, 0.300) == []
-    assert draft(device, 8, 0.302) == []
-    assert device.next_deadline() == pytest.approx(0.304)
-    assert device.expired(0.3039) == []
-    (action,) = device.expired(0.304)
+    assert device.next_deadline() == pytest.approx(0.301)  # the cloud may be waiting
+    assert draft(device, 8, 0.301) == [(3, (7, 8))]
+    for token in range(9, 13):
+        assert draft(device, token, 0.31) == []
+        (action,) = device.expired(0.32)
+        assert isinstance(action, SendDraft)
+    assert draft(device, 13, 0.330) == []  # six are with the cloud
+    assert device.next_deadline() == pytest.approx(0.334)
+    assert device.expired(0.3339) == []
+    assert draft(device, 14, 0.3339) == [(9, (13, 14))]  # the window is full
+
+
+def test_a_fast_drafter_sends_a_steps_worth_at_once() -> None:
+    device = streaming()
+    device.committed(Commit(2, (5,), 0, Origin.CLOUD), 0.0)
+    for agreed in range(6):
+        device.policy.committed(1, 1, refuted=False, now=0.04 * (agreed + 1))
+    device.policy.drafted(1, 0.002)
+    task = device.draft_task(0.3)
+    assert task is not None
+    assert task.count == 4  # within a quarter of a step
+    (action,) = device.drafted([7, 8, 9, 10], 0.31)
     assert isinstance(action, SendDraft)
-    assert (action.run.start, action.run.tokens) == (3, (7, 8))
-    assert draft(device, 9, 0.306) == []
-    assert draft(device, 10, 0.311) == [(5, (9, 10))]
+    assert action.run.tokens == (7, 8, 9, 10)
+    slow = streaming()
+    slow.committed(Commit(2, (5,), 0, Origin.CLOUD), 0.0)
+    for agreed in range(6):
+        slow.policy.committed(1, 1, refuted=False, now=0.04 * (agreed + 1))
+    slow.policy.drafted(1, 0.03)
+    task = slow.draft_task(0.3)
+    assert task is not None
+    assert task.count == 1
 
 
 def test_what_the_cloud_decided_before_it_was_sent_begins_a_new_branch() -> None:
@@ -126,12 +150,12 @@ def test_what_the_cloud_decided_before_it_was_sent_begins_a_new_branch() -> None
     for agreed in range(6):
         device.policy.committed(1, 1, refuted=False, now=0.04 * (agreed + 1))
     assert draft(device, 7, 0.300) == []
-    device.expired(0.304)
-    assert draft(device, 8, 0.305) == []
-    assert draft(device, 9, 0.306) == []
-    actions = device.committed(Commit(2, (7, 8), 1, Origin.BONUS), 0.307)
+    device.expired(0.301)
+    assert draft(device, 8, 0.302) == []
+    actions = device.committed(Commit(2, (7, 8), 1, Origin.BONUS), 0.3025)
     assert not any(isinstance(action, SendDraft) for action in actions)
-    (action,) = device.expired(0.309)
+    assert draft(device, 9, 0.3028) == []
+    (action,) = device.expired(0.304)
     assert isinstance(action, SendDraft)
     assert (action.run.branch, action.run.start, action.run.tokens) == (1, 4, (9,))
 

@@ -91,13 +91,19 @@ def test_step_time_goes_through_what_was_seen() -> None:
 
 def test_response_and_gap_of_a_device() -> None:
     response = Response()
-    response.refuted(1.0)
-    response.refuted(1.1)  # not answered yet: the first one counts
-    response.arrived(1, 1.06, opens=True)
-    assert response.delay.value == pytest.approx(0.06)
-    response.arrived(2, 1.08, opens=False)
+    response.committed(10, 1.0)
+    response.committed(11, 1.03)  # the cloud goes on meanwhile
+    response.opened(10, 1, 1.06)
+    assert response.delay.value == pytest.approx(0.06)  # it answers the first one, alive or not
+    response.continued(2, 1.08)
     assert response.gap.value == pytest.approx(0.01)
-    response.refuted(2.0)
-    response.arrived(4, 2.08, opens=True)
+    response.committed(14, 2.0)
+    response.continued(3, 2.5)  # the window was full until the commit
+    assert response.gap.value == pytest.approx(0.01)
+    response.opened(14, 4, 2.08)
     assert response.delay.value == pytest.approx(0.07)
-    assert response.gap.value == pytest.approx(0.01)  # not over the pause between branches
+    response.continued(1, 2.09)
+    response.continued(3, 2.16)  # four after the first run, in 80 ms
+    assert response.gap.value == pytest.approx((0.01 + 0.01 + 0.02) / 3)
+    response.opened(99, 1, 3.0)  # begins where no commit ended that is remembered
+    assert response.delay.count == 2

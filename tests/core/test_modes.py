@@ -326,7 +326,7 @@ def test_advice_comes_at_first_and_when_it_has_changed() -> None:
         step = scheduler.schedule(float(index))
         assert step is not None
         done = scheduler.complete(step, sampled(step, lambda context: target(tuple(context))), float(index))
-        said += [(index, advice) for _, advice in done.advices]
+        said += [(index, advice) for _, advice in scheduler.look_ahead(done, float(index))]
         if index == 60:
             for _ in range(100):
                 scheduler.policy.observe(1, 0.3)

@@ -43,21 +43,21 @@ def test_a_hold_needs_a_device_that_answers_soon_and_well() -> None:
     one = known("a", 40, 10)
     assert policy.hold(one, 0, 0.0) is None  # nothing is known of its pace
     for _ in range(5):
-        one.core.response.refuted(0.0)
-        one.core.response.arrived(1, 0.004, opens=True)
-        one.core.response.arrived(1, 0.006, opens=False)
+        one.core.response.committed(3, 0.0)
+        one.core.response.opened(3, 1, 0.004)
+        one.core.response.continued(1, 0.006)
     hold = policy.hold(one, 0, 0.0)
     assert hold is not None
     assert 0.004 <= hold.seconds <= 0.02
     assert 1 <= hold.tokens <= 8
     assert policy_of(CHEAP, hold_cap=0.003).hold(one, 0, 0.0) is None
     slow = known("slow", 40, 10)
-    slow.core.response.refuted(0.0)
-    slow.core.response.arrived(1, 0.080, opens=True)
+    slow.core.response.committed(3, 0.0)
+    slow.core.response.opened(3, 1, 0.080)
     assert policy_of(CHEAP, hold_cap=0.2).hold(slow, 0, 0.0) is None
     junk = known("junk", 0, 40)
-    junk.core.response.refuted(0.0)
-    junk.core.response.arrived(1, 0.002, opens=True)
+    junk.core.response.committed(3, 0.0)
+    junk.core.response.opened(3, 1, 0.002)
     assert policy.hold(junk, 0, 0.0) is None
     assert FixedRows(8).hold(one, 0, 0.0) is None
 
@@ -82,7 +82,7 @@ def step(scheduler: Scheduler, now: float) -> list[str]:
         )
         for entry in planned.scheduled
     }
-    scheduler.complete(planned, outcomes, now)
+    scheduler.look_ahead(scheduler.complete(planned, outcomes, now), now)
     scheduler.check_integrity()
     return sorted(outcomes)
 

@@ -95,6 +95,7 @@ class Bench:
         self.check(step)
         outcomes = {entry.sequence.key: self.compute(entry) for entry in step.scheduled}
         done = self.scheduler.complete(step, outcomes, self.now)
+        self.scheduler.look_ahead(done, self.now)
         for one, commit in done.commits:
             self.outputs[one.key].extend(commit.tokens)
         self.ended.extend(one.key for one in done.ended)

@@ -157,15 +157,18 @@ class EmbeddedEngine(Engine):
 
     def push(self, key: str, run: DraftRun) -> None:
         """Draft tokens arrived."""
-        self._post(lambda: self._on_message(key, lambda sequence: sequence.core.receive(run, time.monotonic())))
+        now = time.monotonic()  # not when a step in progress lets them in: the policy learns the device's pace from it
+        self._post(lambda: self._on_message(key, lambda sequence: sequence.core.receive(run, now)))
 
     def acknowledge(self, key: str, length: int) -> None:
         """The device holds the committed tokens up to ``length``."""
-        self._post(lambda: self._on_message(key, lambda sequence: sequence.core.acknowledge(length, time.monotonic())))
+        now = time.monotonic()
+        self._post(lambda: self._on_message(key, lambda sequence: sequence.core.acknowledge(length, now)))
 
     def steer(self, key: str, mode: Mode) -> None:
         """The device drafts otherwise from here on."""
-        self._post(lambda: self._on_message(key, lambda sequence: sequence.core.steer(mode, time.monotonic())))
+        now = time.monotonic()
+        self._post(lambda: self._on_message(key, lambda sequence: sequence.core.steer(mode, now)))
 
     def hint(self, key: str, hint: Hint) -> None:
         """What the app knows about the device has changed."""
@@ -297,13 +300,16 @@ class EmbeddedEngine(Engine):
             self._accepted += commit.accepted
             self._sampler.committed(sequence.key, commit.tokens)
             self._events.append(CommitEvent(sequence.key, commit, now))
-        self._events += [AdviceEvent(sequence.key, advice) for sequence, advice in done.advices]
         for sequence, error in done.failures:
             self._failures += 1
             self._events.append(FailedEvent(sequence.key, error))
         failed = {sequence.key for sequence, _ in done.failures}
         for sequence in done.ended:
             self._forget(sequence, wipe=sequence.key in failed)
+        self._tell()
+        self._events += [
+            AdviceEvent(sequence.key, advice) for sequence, advice in self.scheduler.look_ahead(done, now)
+        ]
 
     def _tell(self) -> None:
         events, self._events = self._events, []

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from pilotfish_core.drafts import Commit, DraftRun
 from pilotfish_core.errors import PilotfishError
-from pilotfish_core.modes import Advice, CloudDraft, Hint, Mode
+from pilotfish_core.modes import Advice, CloudDraft, Hint, Mode, Pace
 from pilotfish_core.parameters import SamplingParams
 
 
@@ -46,6 +46,7 @@ class OpenRequest:
     cache_salt: bytes = b""
     mode: Mode = dataclasses.field(default_factory=Mode)
     hint: Hint = dataclasses.field(default_factory=Hint)
+    pace: Pace | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -56,6 +56,7 @@ class Opener:
             now=now,
             mode=request.mode,
             hint=request.hint,
+            pace=request.pace,
         )
         finished = core.open(now)
         sequence = Sequence(

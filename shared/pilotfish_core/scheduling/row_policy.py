@@ -7,7 +7,7 @@ from collections.abc import Sequence as Seq
 from typing import Final, Protocol
 
 from pilotfish_core.estimators import StepTime
-from pilotfish_core.goodput import Pipeline, best_hold, best_own_draft, best_rows
+from pilotfish_core.goodput import Pipeline, best_hold, best_own_draft, best_rows, best_wait
 from pilotfish_core.modes import Advice, CloudDraft, Pacing
 from pilotfish_core.own_draft import OwnDraft
 from pilotfish_core.scheduling.sequence import Sequence
@@ -15,6 +15,7 @@ from pilotfish_core.scheduling.sequence import Sequence
 EXPLORE: Final = 16  # comparisons that show how good a source of the cloud's own is
 FIRST_OWN: Final = 4  # draft tokens of it a step until then
 PROBE_OWN_EVERY: Final = 32  # steps between looks at a source that did not pay
+USEFUL: Final = 0.1  # acceptance below which no step waits for a draft
 ADVISE_EVERY: Final = 16  # committed tokens between pieces of advice, at least
 
 
@@ -80,7 +81,7 @@ class Goodput:
     whose drafts have not been useful yet.
     """
 
-    def __init__(self, cap: int, *, hold_cap: float = 0.05, margin: float = 0.02) -> None:
+    def __init__(self, cap: int, *, hold_cap: float = 0.05, margin: float = 0.0) -> None:
         self.step_time = StepTime()
         self._cap, self._hold_cap, self._margin = cap, hold_cap, margin
 
@@ -111,14 +112,14 @@ class Goodput:
         return rows
 
     def hold(self, sequence: Sequence, others: int, now: float) -> Hold | None:
-        """A hold, when the device has to answer this commit with a new branch and waiting for it is expected to pay."""
+        """A hold, when waiting for what the device drafts now is expected to pay."""
         core = sequence.core
         response, gap = core.response.delay.value, core.response.gap.value
-        if core.mode.pacing is not Pacing.FREE or not core.refuted or core.buffered:
+        if core.mode.pacing is not Pacing.FREE:
             return None
         if response is None or not self.step_time.known:
             return None
-        if core.acceptance.lower <= 0.05:
+        if core.acceptance.rate < USEFUL or not core.acceptance.believed:
             return None
         pipeline = Pipeline(
             acceptance=core.acceptance.rate,
@@ -130,7 +131,10 @@ class Goodput:
         def step_time(rows: int) -> float:
             return self.step_time.of(rows + others)
 
-        best = best_hold(pipeline, step_time, cap=self._hold_cap, margin=self._margin)
+        if core.buffered:
+            best = best_wait(pipeline, core.buffered, step_time, cap=self._hold_cap, margin=self._margin)
+        else:
+            best = best_hold(pipeline, step_time, cap=self._hold_cap, margin=self._margin)
         if not best.tokens:
             return None
         return Hold(best.seconds + 2 * core.response.spread.or_else(0.0), best.tokens)

@@ -4,7 +4,8 @@ Pure Python without a clock; the engine and the simulator run the same code. One
 
     step = scheduler.schedule(now)               # rows chosen, blocks allocated, drafts taken from the cores
     ... one forward pass over step.rows ...      # the executor
-    scheduler.complete(step, outcomes, now)      # tokens committed, KV accounted, full blocks offered to the cache
+    done = scheduler.complete(step, outcomes, now)  # tokens committed, KV accounted, full blocks offered to the cache
+    advices = scheduler.look_ahead(done, now)    # holds chosen
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Mapping
 
 from pilotfish_core.cloud_core import CloudState
 from pilotfish_core.errors import PilotfishError
-from pilotfish_core.modes import CloudDraft
+from pilotfish_core.modes import Advice, CloudDraft
 from pilotfish_core.own_draft import OwnDraft, OwnRecord
 from pilotfish_core.scheduling.block_manager import BlockManager, IntegrityError
 from pilotfish_core.scheduling.cloud_drafter import CloudDrafter
@@ -165,14 +166,26 @@ class Scheduler:
                 # The last token's own KV is not computed: its slot still holds a rejected draft's, if any.
                 sequence.computed_len = sequence.committed_len - 1
                 done.commits.append((sequence, commit))
-                if commit.finish is None:
-                    self._hold(sequence, now)
-                    self._advise(sequence, done)
             self._offer_blocks(sequence, done.stores)
             if entry.yields and sequence.core.state is not CloudState.RUNNING:
                 done.ended.append(sequence)
                 self.remove(sequence)
         return done
+
+    def look_ahead(self, done: CompletedStep, now: float) -> list[tuple[Sequence, Advice]]:
+        """Let the policy hold sequences that have just committed, and advise their devices: the advice to be sent.
+
+        To be called once between ``complete`` and the next ``schedule``; apart from it because commits should be on
+        their way before anybody thinks about the next step.
+        """
+        advices: list[tuple[Sequence, Advice]] = []
+        for sequence, commit in done.commits:
+            if commit.finish is None and sequence.status is SequenceStatus.RUNNING:
+                self._hold(sequence, now)
+                advice = self._advice(sequence)
+                if advice is not None:
+                    advices.append((sequence, advice))
+        return advices
 
     def abandon(self, step: ScheduledStep) -> None:
         """A step will not be computed: every sequence is as before it, blocks apart."""
@@ -343,14 +356,15 @@ class Scheduler:
             self.counts.holds += 1
             sequence.core.hold(now + hold.seconds, hold.tokens)
 
-    def _advise(self, sequence: Sequence, done: CompletedStep) -> None:
+    def _advice(self, sequence: Sequence) -> Advice | None:
         source = self.cloud_draft
         own = sequence.core.own or (OwnDraft(source, self.records[source]) if source else None)
         draft_seconds = (self.drafters[own.source].step_seconds or 0.0) if own is not None else 0.0
         advice = self.policy.advise(sequence, own, len(self.running) - 1, draft_seconds)
-        if advice is not None and worth_saying(advice, sequence):
-            sequence.core.advised = (advice, sequence.committed_len)
-            done.advices.append((sequence, advice))
+        if advice is None or not worth_saying(advice, sequence):
+            return None
+        sequence.core.advised = (advice, sequence.committed_len)
+        return advice
 
     def _offer_blocks(self, sequence: Sequence, stores: list[BlockCopy]) -> None:
         """Hash the blocks that became full and wholly computed, and offer them to the prefix cache."""

@@ -7,7 +7,6 @@ from collections.abc import Sequence as Seq
 
 from pilotfish_core.drafts import Commit, TokenLogprobs
 from pilotfish_core.errors import PilotfishError
-from pilotfish_core.modes import Advice
 from pilotfish_core.scheduling.sequence import Sequence
 
 
@@ -78,10 +77,9 @@ Outcome = Sampled | PilotfishError
 
 @dataclasses.dataclass(slots=True)
 class CompletedStep:
-    """Commits, advice and failures of a step, and the blocks that an executor with private KV must copy out."""
+    """Commits and failures of a step, and the blocks that an executor with private KV must copy out."""
 
     commits: list[tuple[Sequence, Commit]] = dataclasses.field(default_factory=list)
-    advices: list[tuple[Sequence, Advice]] = dataclasses.field(default_factory=list)
     failures: list[tuple[Sequence, PilotfishError]] = dataclasses.field(default_factory=list)
     ended: list[Sequence] = dataclasses.field(default_factory=list)
     stores: list[BlockCopy] = dataclasses.field(default_factory=list)

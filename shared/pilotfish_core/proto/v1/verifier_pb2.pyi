@@ -288,6 +288,7 @@ class Open(google.protobuf.message.Message):
     TICKET_FIELD_NUMBER: builtins.int
     MODE_FIELD_NUMBER: builtins.int
     HINT_FIELD_NUMBER: builtins.int
+    PACE_FIELD_NUMBER: builtins.int
     protocol_version: builtins.int
     model: builtins.str
     """Empty: the verifier's only model."""
@@ -315,6 +316,10 @@ class Open(google.protobuf.message.Message):
 
     @property
     def hint(self) -> global___Hint: ...
+    @property
+    def pace(self) -> global___Pace:
+        """What the device learned from earlier generations; left out when it knows nothing yet."""
+
     def __init__(
         self,
         *,
@@ -331,9 +336,10 @@ class Open(google.protobuf.message.Message):
         ticket: builtins.bytes = ...,
         mode: global___Mode | None = ...,
         hint: global___Hint | None = ...,
+        pace: global___Pace | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["hint", b"hint", "mode", b"mode", "params", b"params", "prompt", b"prompt"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["allow_other_fingerprint", b"allow_other_fingerprint", "attempt", b"attempt", "fingerprint", b"fingerprint", "generation_id", b"generation_id", "hint", b"hint", "mode", b"mode", "model", b"model", "output", b"output", "params", b"params", "prompt", b"prompt", "protocol_version", b"protocol_version", "ticket", b"ticket", "tokenizer_hash", b"tokenizer_hash"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["hint", b"hint", "mode", b"mode", "pace", b"pace", "params", b"params", "prompt", b"prompt"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["allow_other_fingerprint", b"allow_other_fingerprint", "attempt", b"attempt", "fingerprint", b"fingerprint", "generation_id", b"generation_id", "hint", b"hint", "mode", b"mode", "model", b"model", "output", b"output", "pace", b"pace", "params", b"params", "prompt", b"prompt", "protocol_version", b"protocol_version", "ticket", b"ticket", "tokenizer_hash", b"tokenizer_hash"]) -> None: ...
 
 global___Open = Open
 
@@ -532,6 +538,30 @@ class Mode(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["cloud_draft", b"cloud_draft", "pacing", b"pacing"]) -> None: ...
 
 global___Mode = Mode
+
+@typing.final
+class Pace(google.protobuf.message.Message):
+    """How fast and how well a device drafts, as it has seen itself. The cloud begins with it and learns better."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ROUND_TRIP_US_FIELD_NUMBER: builtins.int
+    DRAFT_US_FIELD_NUMBER: builtins.int
+    ACCEPTANCE_PERMILLE_FIELD_NUMBER: builtins.int
+    round_trip_us: builtins.int
+    draft_us: builtins.int
+    """for a token"""
+    acceptance_permille: builtins.int
+    def __init__(
+        self,
+        *,
+        round_trip_us: builtins.int = ...,
+        draft_us: builtins.int = ...,
+        acceptance_permille: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["acceptance_permille", b"acceptance_permille", "draft_us", b"draft_us", "round_trip_us", b"round_trip_us"]) -> None: ...
+
+global___Pace = Pace
 
 @typing.final
 class Hint(google.protobuf.message.Message):
