@@ -33,15 +33,18 @@ from pilotfish.demo.stage import VerifierProcess, exported_draft, find_reference
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Scenario:
-    """Lines for the emulator's control, each so many seconds after an answer began."""
+    """Lines for the emulator's control, each so many seconds after an answer began; ``changed``: when the link is
+    another one thereby, which for a cut is its end.
+    """
 
     name: str
     changes: tuple[tuple[float, str], ...]
+    changed: tuple[float, ...] = ()
 
 
 SCENARIOS: Final = (
-    Scenario("10 to 200 ms and back", ((2.0, "rtt 200ms"), (5.5, "rtt 10ms"))),
-    Scenario("cut for 5 s", ((2.0, "stall 5s"),)),
+    Scenario("10 to 200 ms and back", ((2.0, "rtt 200ms"), (5.5, "rtt 10ms")), (2.0, 5.5)),
+    Scenario("cut for 5 s", ((2.0, "stall 5s"),), (7.0,)),
 )
 ARMS: Final = ("cloud", "device-async", "auto")
 
@@ -90,7 +93,7 @@ async def one_answer(
     result = await stream.result()
     for timer in timers:
         timer.cancel()
-    borders = [*(at for at, _ in scenario.changes), loop.time() - began]
+    borders = [*scenario.changed, loop.time() - began]
     settled = [
         max((at - begin for at, _ in arms if begin < at < end), default=0.0)
         for begin, end in itertools.pairwise(borders)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import enum
 import random
 from collections.abc import Sequence
+from typing import Final
 
 from pilotfish_core.device_actions import (
     Action,
@@ -37,6 +38,8 @@ from pilotfish_core.drafts import Commit, Finish, FinishReason, Origin
 from pilotfish_core.errors import PilotfishError, ProtocolViolation, Unavailable
 from pilotfish_core.messages import Opened, Ping, Pong
 from pilotfish_core.modes import Advice, Hint, Mode, Pacing
+
+PREFILL: Final = 8  # tokens to take in before a draft from which on the time is not the draft's
 
 
 class DeviceState(enum.Enum):
@@ -220,7 +223,7 @@ class DeviceCore:
             raise ValueError("a draft was brought that was not asked for")
         (task, epoch, began), self._task = self._task, None
         self.counts.drafted += len(tokens)
-        if len(task.extend) <= 2:  # more is the drafter's prefill
+        if len(task.extend) <= PREFILL:
             self.policy.drafted(len(tokens), now - began)
         if self.ended:
             return []

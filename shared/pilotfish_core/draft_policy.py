@@ -18,6 +18,7 @@ from pilotfish_core.modes import Advice, Arm, CloudDraft, Hint, Mode, Objective,
 
 FIRST_WINDOW: Final = 2  # draft tokens ahead until the first comparisons are in
 FIRST_COMPARISONS: Final = 4
+FIRST_TRIES: Final = 8
 REMEMBERED: Final = 8.0  # comparisons that what earlier generations showed stands for
 WORTH: Final = 0.05  # a draft token that is the target's with less than this probability is not drafted
 FLUSH_SHARE: Final = 0.1  # of the time between commits that a draft token may wait to be sent with others
@@ -110,6 +111,7 @@ class DraftPolicy:
         self._last_commit: float | None = None
         self._probe_every = PROBE_EVERY[0]
         self._since_probe = 0
+        self._tried = 0  # results of the drafter
         self._since_change = SETTLED
         self.arm = self._first_arm()
         self.reason = self._reason(self.arm)
@@ -198,7 +200,10 @@ class DraftPolicy:
         """The drafter took ``seconds`` for ``tokens``."""
         if tokens:
             self.memory.draft_time.observe(seconds / tokens)
+            self._tried += 1
             self._stale = True
+            if self.paused:  # that was a probe, whether it comes in time to be compared or not
+                self._since_probe, self._probe_every = 0, min(2 * self._probe_every, PROBE_EVERY[1])
 
     def committed(self, count: int, agreed: int, *, refuted: bool, now: float) -> None:
         """``count`` tokens were committed at ``now``; the first ``agreed`` were drafted so, the next was not if
@@ -213,9 +218,8 @@ class DraftPolicy:
         if agreed or refuted:
             for acceptance in (self.acceptance, self.memory.acceptance):
                 acceptance.observe(agreed, refuted=refuted)
-            if self.paused:
-                self._since_probe = 0
-                self._probe_every = PROBE_EVERY[0] if agreed else min(2 * self._probe_every, PROBE_EVERY[1])
+            if self.paused and agreed:
+                self._probe_every = PROBE_EVERY[0]
         self._decide()
 
     def offered(self, cloud_draft: CloudDraft) -> None:
@@ -271,8 +275,10 @@ class DraftPolicy:
 
     @property
     def _experienced(self) -> bool:
-        """Whether the acceptance rate means anything yet."""
-        return self.acceptance.compared + self._remembered >= FIRST_COMPARISONS
+        """Whether the acceptance rate means anything yet. When nothing ever comes in time to be compared, what the
+        drafter takes says enough.
+        """
+        return self.acceptance.compared + self._remembered >= FIRST_COMPARISONS or self._tried >= FIRST_TRIES
 
     @property
     def _probes(self) -> bool:

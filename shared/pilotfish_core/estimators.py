@@ -13,7 +13,7 @@ from typing import Final
 RTT_GAIN: Final = 1 / 8  # RFC 6298: of the smoothed round trip
 RTT_SPREAD_GAIN: Final = 1 / 4  # RFC 6298: of its mean deviation
 RTT_MINIMUM_WINDOW_S: Final = 10.0  # as BBR's, so that a changed path shows
-RTT_RECENT: Final = 5  # round trips, of at most so many seconds: what it is now, one outlier more or less
+RTT_RECENT: Final = 3  # round trips, of at most so many seconds: what it is now, one outlier more or less
 RTT_RECENT_S: Final = 3.0
 WEAK: Final = 2.0  # comparisons that a prior stands for of which nobody knows
 REMEMBERED_COMMITS: Final = 64  # that a branch still on its way may answer
@@ -67,8 +67,8 @@ class RoundTrip:
 
     @property
     def now(self) -> float | None:
-        """The median of the last few: follows a link that changed within two or three round trips that were measured,
-        and is not misled by a single one.
+        """The median of the last few: follows a link that changed with the second round trip that is measured, and is
+        not misled by a single one.
         """
         return statistics.median(rtt for _, rtt in self._recent) if self._recent else None
 

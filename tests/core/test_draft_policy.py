@@ -65,6 +65,20 @@ def test_a_device_slower_than_the_target_does_not_draft() -> None:
     assert policy.explain()["draft_ms"] == pytest.approx(108.0)
 
 
+def test_drafts_that_are_always_too_late_are_given_up() -> None:
+    """Not one comes in time to be compared."""
+    policy = DraftPolicy(DraftPolicyConfig(window=16))
+    now, drafted = 0.0, 0
+    for token in range(400):
+        now += STEP_S
+        if policy.window and token % 3 == 0:
+            policy.drafted(1, 3 * STEP_S)
+            drafted += 1
+        policy.committed(1, 0, refuted=False, now=now)
+    assert (policy.paused, policy.reason) == (True, DraftReason.SLOW)
+    assert drafted < 20
+
+
 def test_without_adaptation_it_drafts_on() -> None:
     policy = DraftPolicy(DraftPolicyConfig(window=5, adaptive=False))
     run(policy, 40, 0.0, draft_s=0.002)
