@@ -360,9 +360,11 @@ class DeviceCore:
         return [SendMode(self._said)]
 
     def _answer(self) -> list[Action]:
-        """In lockstep: the draft, or that there is none, so that the cloud goes on."""
+        """In lockstep: the draft, or that there is none, so that the cloud goes on; which it does by itself while it
+        has some of an earlier one.
+        """
         self._turn = False
-        return self._send_run()
+        return [] if self._tail and not self._tail.unsent else self._send_run()
 
     def _end(self, error: PilotfishError) -> list[Action]:
         self.state = DeviceState.FAILED

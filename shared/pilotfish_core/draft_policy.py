@@ -29,6 +29,10 @@ BURST_SHARE: Final = 0.25  # of the time between commits that they may take
 HOLD_CAP_S: Final = 0.05  # what a cloud holds at the most, by default
 PROBE_EVERY: Final = (8, 64)  # committed tokens between probes while paused: at first, at most
 SETTLED: Final = 8  # commits between two changes of the arm, at least
+STRIDE: Final = 4  # commits after a change of the arm that do not count
+SPAN: Final = 24  # tokens over which an arm is judged
+FADE: Final = 0.1  # of what is known of the other arms, for as many tokens
+TRUTH: Final = (0.1, 1.5)  # bounds of one judgement
 SLACK: Final = 0.03  # how much slower than the cloud alone an arm may be that saves something else
 # What an arm must gain to be worth its trouble, and a change of arm on top of it, in shares of the plain speed. So the
 # device begins to draft from a gain of 5% and stops below 2%.
@@ -83,6 +87,9 @@ class PolicyMemory:
         self.draft_time = Average(0.1)  # seconds a token
         self.advice: Advice | None = None
         self.cloud_draft = CloudDraft.NONE  # the best on offer
+        # What the speed turned out to be over what was expected of an arm: the arithmetic takes acceptance to be the
+        # same everywhere in a text and a device to answer at once, and both flatter.
+        self.truth = {arm: Average(0.3) for arm in (Arm.CO_LOCATED, Arm.ASYNC)}
 
 
 class DraftPolicy:
@@ -112,6 +119,8 @@ class DraftPolicy:
         self._probe_every = PROBE_EVERY[0]
         self._since_probe = 0
         self._tried = 0  # results of the drafter
+        self._elsewhere = 0
+        self._span = (0, 0.0)  # tokens and seconds since the arm was last judged
         self._since_change = SETTLED
         self.arm = self._first_arm()
         self.reason = self._reason(self.arm)
@@ -191,8 +200,7 @@ class DraftPolicy:
         """Expected speed with the device's drafts over that of the cloud alone, minus 1; None while too little is
         known.
         """
-        expected = self._expected()
-        return None if expected is None else expected[0]
+        return self._gains().get(Arm.ASYNC)
 
     # -- observations -----------------------------------------------------------------------------------------------
 
@@ -211,6 +219,7 @@ class DraftPolicy:
         """
         if self._last_commit is not None:
             self.step_time.observe(now - self._last_commit)
+            self._judge(count, now - self._last_commit)
         self._last_commit = now
         self._stale = True
         self._since_probe += count
@@ -241,6 +250,7 @@ class DraftPolicy:
     def reconnected(self) -> None:
         """A new stream: the time since the last commit says nothing about steps."""
         self._last_commit = None
+        self._span = (0, 0.0)
 
     def drafter_failed(self) -> None:
         """The device cannot draft any more."""
@@ -335,7 +345,14 @@ class DraftPolicy:
         return best_lockstep(pipeline, lambda rows: step)
 
     def _gains(self) -> dict[Arm, float]:
-        """Of each arm that AUTO could take and of which enough is known."""
+        """Of each arm that AUTO could take and of which enough is known, corrected by what came of it before."""
+        truth = self.memory.truth
+        return {
+            arm: gain if arm not in truth else (1.0 + gain) * truth[arm].or_else(1.0) - 1.0
+            for arm, gain in self._raw_gains().items()
+        }
+
+    def _raw_gains(self) -> dict[Arm, float]:
         gains = {Arm.CLOUD: 0.0}
         advice = self.memory.advice
         if advice is not None and advice.cloud_draft and self.memory.cloud_draft:
@@ -344,6 +361,27 @@ class DraftPolicy:
         if expected is not None:
             gains[Arm.ASYNC] = expected[0]
         return gains
+
+    def _judge(self, tokens: int, seconds: float) -> None:
+        """Compare what the arm was expected to bring with what it brings, once it is in its stride. What the others
+        brought is slowly forgotten, or one that once disappointed would never be tried again.
+        """
+        self._elsewhere += tokens
+        if self._elsewhere >= SPAN:
+            self._elsewhere = 0
+            for arm, truth in self.memory.truth.items():
+                if arm is not self.arm:
+                    truth.fade(1.0, FADE)
+        if self.arm not in self.memory.truth or self._since_change < STRIDE:
+            self._span = (0, 0.0)
+            return
+        self._span = (self._span[0] + tokens, self._span[1] + seconds)
+        step, expected = self._plain_step(), self._raw_gains().get(self.arm)
+        if self._span[0] < SPAN or step is None or expected is None:
+            return
+        speed = self._span[0] / self._span[1] * step
+        self.memory.truth[self.arm].observe(min(max(speed / (1.0 + expected), TRUTH[0]), TRUTH[1]))
+        self._span = (0, 0.0)
 
     def _scores(self) -> dict[Arm, float]:
         """By the objective: in shares of the cloud alone, which has 0."""
@@ -355,7 +393,7 @@ class DraftPolicy:
             if Arm.CO_LOCATED in gains and self.memory.advice is not None:
                 saved[Arm.CO_LOCATED] = 1.0 - self.memory.advice.cloud_cost
             expected = self._expected() if Arm.ASYNC in gains else None
-            if expected is not None and expected[0] >= -SLACK:
+            if expected is not None and gains[Arm.ASYNC] >= -SLACK:
                 saved[Arm.ASYNC] = 1.0 - expected[1]
             gains = saved
         advice = self.memory.advice

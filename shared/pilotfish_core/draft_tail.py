@@ -77,7 +77,7 @@ class DraftTail:
     def next_run(self) -> tuple[DraftRun, bool]:
         """A run of what has not been sent, which then counts as sent, and whether it opens a branch.
 
-        Without anything to send it is the empty run that opens a branch at the committed length.
+        Without any tail it is the empty run that opens a branch at the committed length.
         """
         count = self.unsent
         opens = not self._open or not count

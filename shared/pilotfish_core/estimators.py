@@ -35,6 +35,11 @@ class Average:
         else:
             self.value += max(self._gain, 1 / self.count) * (value - self.value)
 
+    def fade(self, towards: float, share: float) -> None:
+        """Nothing was observed for a while: what is known counts less."""
+        if self.value is not None:
+            self.value += share * (towards - self.value)
+
     def or_else(self, default: float) -> float:
         """The average, or ``default`` before the first observation."""
         return default if self.value is None else self.value

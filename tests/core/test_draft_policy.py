@@ -8,9 +8,10 @@ import pytest
 
 from pilotfish_core.device_actions import DeviceConfig, SendDraft, SendPing
 from pilotfish_core.device_core import DeviceCore
-from pilotfish_core.draft_policy import DraftPolicy, DraftPolicyConfig, DraftReason, depth
+from pilotfish_core.draft_policy import DraftPolicy, DraftPolicyConfig, DraftReason, PolicyMemory, depth
 from pilotfish_core.drafts import Commit, Origin
 from pilotfish_core.messages import Opened, Pong
+from pilotfish_core.modes import Arm
 
 STEP_S = 0.036
 
@@ -18,23 +19,31 @@ STEP_S = 0.036
 def run(
     policy: DraftPolicy, tokens: int, quality: float, *, draft_s: float, begin: float = 0.0, seed: int = 0
 ) -> float:
-    """One token a commit; compared with a draft where the policy asks for one. Returns the time at the end."""
-    rng, now = random.Random(seed), begin
-    for _ in range(tokens):
+    """A cloud next door: each step verifies up to four draft tokens, if the policy drafts. Returns the time at the
+    end.
+    """
+    rng, now, left = random.Random(seed), begin, tokens
+    while left > 0:
         now += STEP_S
-        if policy.window:
+        drafts = min(policy.window, 4)
+        if drafts:
             policy.drafted(1, draft_s)
-            match = rng.random() < quality
-            policy.committed(1, int(match), refuted=not match, now=now)
+        agreed = 0
+        while agreed < drafts and rng.random() < quality:
+            agreed += 1
+        if policy.paused:  # one that was not sent can only be compared
+            policy.committed(1, agreed, refuted=agreed < drafts, now=now)
+            left -= 1
         else:
-            policy.committed(1, 0, refuted=False, now=now)
+            policy.committed(agreed + 1, agreed, refuted=agreed < drafts, now=now)
+            left -= agreed + 1
     return now
 
 
 def test_a_good_draft_ramps_up() -> None:
     policy = DraftPolicy(DraftPolicyConfig(window=16))
     assert (policy.window, policy.reason) == (2, DraftReason.RAMP)
-    run(policy, 40, 0.9, draft_s=0.002)
+    run(policy, 100, 0.95, draft_s=0.002)
     assert policy.reason is DraftReason.USEFUL
     assert policy.window == 16
     assert not policy.paused
@@ -63,6 +72,20 @@ def test_a_device_slower_than_the_target_does_not_draft() -> None:
     assert policy.paused
     assert policy.reason is DraftReason.SLOW
     assert policy.explain()["draft_ms"] == pytest.approx(108.0)
+
+
+def test_an_arm_is_judged_by_what_it_brings() -> None:
+    """A target that the arithmetic flatters: drafts are right, yet every commit brings one token."""
+    memory = PolicyMemory()
+    policy = DraftPolicy(DraftPolicyConfig(window=16), memory)
+    now = 0.0
+    for _ in range(200):
+        now += STEP_S
+        if policy.window:
+            policy.drafted(1, 0.002)
+        policy.committed(1, 1, refuted=False, now=now)
+    assert policy.pauses >= 1  # and it tries again now and then
+    assert (memory.truth[Arm.ASYNC].value or 1.0) < 0.7
 
 
 def test_drafts_that_are_always_too_late_are_given_up() -> None:

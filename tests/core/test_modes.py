@@ -215,6 +215,15 @@ def test_in_lockstep_the_device_says_that_it_has_nothing() -> None:
     assert [action.run.tokens for action in actions if isinstance(action, SendDraft)] == [()]
 
 
+def test_in_lockstep_what_the_cloud_still_has_is_answer_enough() -> None:
+    """Near the end there is nothing left to draft, but a part of the last run is still to be verified."""
+    device = device_in(Arm.LOCKSTEP)
+    device.committed(Commit(2, tuple(range(15))), 0.1)
+    assert device.draft_task(0.1) is not None
+    device.drafted([6, 7, 8, 9], 0.12)
+    assert device.committed(Commit(17, (6,), 1, Origin.ACCEPTED), 0.2)[1:] == []
+
+
 def test_a_failed_drafter_ends_the_lockstep() -> None:
     device = device_in(Arm.LOCKSTEP)
     device.committed(Commit(2, (5,)), 0.1)
