@@ -3,8 +3,8 @@
     python -m benchmarks.latency [--only NAME ...] [--prompts 6] [--max-tokens 96] [--out benchmarks/results/latency]
 
 Runs ``pilotfish bench`` once for each setting (real processes on this machine, verifier and device pinned to a
-processor each, arms taking turns at each prompt) and writes its JSON, a picture of the main one, and ``latency.md`` with
-a table of all that is there. Nothing else should run meanwhile. About 25 minutes.
+processor each, arms taking turns at each prompt) and writes its JSON, a picture of the main one, and ``latency.md``
+with a table of all that is there. Nothing else should run meanwhile. About 25 minutes.
 """
 
 from __future__ import annotations

@@ -358,7 +358,9 @@ class Scheduler:
 
     def _advice(self, sequence: Sequence) -> Advice | None:
         source = self.cloud_draft
-        own = sequence.core.own or (OwnDraft(source, self.records[source]) if source else None)
+        own = sequence.core.own
+        if source and (own is None or own.source is not source):  # it drafts with less now: by what others have shown
+            own = OwnDraft(source, self.records[source])
         draft_seconds = (self.drafters[own.source].step_seconds or 0.0) if own is not None else 0.0
         advice = self.policy.advise(sequence, own, len(self.running) - 1, draft_seconds)
         if advice is None or not worth_saying(advice, sequence):
