@@ -17,15 +17,19 @@ if TYPE_CHECKING:
     from pilotfish.stream import AsyncStream
     from pilotfish_core.drafts import FinishReason, Origin
     from pilotfish_core.errors import PilotfishError
+    from pilotfish_core.modes import Arm, Hint, Objective
     from pilotfish_core.parameters import SamplingParams
 
 __all__ = [
+    "Arm",
     "AsyncClient",
     "AsyncStream",
     "Client",
     "FinishReason",
     "Generation",
+    "Hint",
     "Metrics",
+    "Objective",
     "Origin",
     "Piece",
     "PilotfishError",
@@ -36,12 +40,15 @@ __all__ = [
 
 # Imported when first asked for: the command must be able to say what Ctrl-C does before gRPC is loaded.
 _MODULES = {
+    "Arm": "pilotfish_core.modes",
     "AsyncClient": "pilotfish.client",
     "AsyncStream": "pilotfish.stream",
     "Client": "pilotfish.client",
     "FinishReason": "pilotfish_core.drafts",
     "Generation": "pilotfish.generation",
+    "Hint": "pilotfish_core.modes",
     "Metrics": "pilotfish.result",
+    "Objective": "pilotfish_core.modes",
     "Origin": "pilotfish_core.drafts",
     "Piece": "pilotfish.result",
     "PilotfishError": "pilotfish_core.errors",

@@ -33,6 +33,7 @@ __all__ = ["AsyncClient", "AsyncStream", "Client", "Stream"]
 
 T = TypeVar("T")
 Prompt = str | Sequence[int]
+SIGNALS_EVERY_S: Final = 0.2
 CLOSE_TIMEOUT_S: Final = 5.0  # that closing waits for a drafter that is busy
 
 
@@ -313,6 +314,8 @@ class Client:
                 raise InvalidRequest("the client is closed")
             future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
         try:
+            while not future.done():  # a signal that came to another thread is only noticed when this one wakes
+                concurrent.futures.wait([future], timeout=SIGNALS_EVERY_S)
             return future.result()
         except concurrent.futures.CancelledError:
             raise Cancelled("the client was closed") from None

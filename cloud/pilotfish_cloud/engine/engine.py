@@ -307,9 +307,7 @@ class EmbeddedEngine(Engine):
         for sequence in done.ended:
             self._forget(sequence, wipe=sequence.key in failed)
         self._tell()
-        self._events += [
-            AdviceEvent(sequence.key, advice) for sequence, advice in self.scheduler.look_ahead(done, now)
-        ]
+        self._events += [AdviceEvent(sequence.key, advice) for sequence, advice in self.scheduler.look_ahead(done, now)]
 
     def _tell(self) -> None:
         events, self._events = self._events, []
