@@ -38,6 +38,7 @@ SLACK: Final = 0.03  # how much slower than the cloud alone an arm may be that s
 # device begins to draft from a gain of 5% and stops below 2%.
 TROUBLE: Final = {Arm.CLOUD: 0.0, Arm.CO_LOCATED: 0.02, Arm.ASYNC: 0.035}
 HYSTERESIS: Final = 0.015
+RIVALRY: Final = 0.08  # between two arms that both draft, whose speeds change with the text: a share of their speed
 
 _MODES: Final = {
     Arm.CLOUD: Mode(Pacing.PAUSED),
@@ -89,7 +90,7 @@ class PolicyMemory:
         self.cloud_draft = CloudDraft.NONE  # the best on offer
         # What the speed turned out to be over what was expected of an arm: the arithmetic takes acceptance to be the
         # same everywhere in a text and a device to answer at once, and both flatter.
-        self.truth = {arm: Average(0.3) for arm in (Arm.CO_LOCATED, Arm.ASYNC)}
+        self.truth = {arm: Average(0.15) for arm in (Arm.CO_LOCATED, Arm.ASYNC)}
 
 
 class DraftPolicy:
@@ -411,11 +412,9 @@ class DraftPolicy:
             return  # nothing is known yet: go on and find out
         best = max(scores, key=lambda arm: scores[arm])
         current = scores.get(self.arm, -math.inf)
-        if (
-            best is not self.arm
-            and scores[best] > current + HYSTERESIS
-            and (self._since_change >= SETTLED or current == -math.inf)
-        ):
+        margin = HYSTERESIS if Arm.CLOUD in (best, self.arm) else RIVALRY * (1.0 + scores[best])
+        settled = self._since_change >= SETTLED or current == -math.inf
+        if best is not self.arm and settled and scores[best] > current + margin:
             self._change(best)
         elif self.reason is DraftReason.RAMP and self.arm is Arm.ASYNC:
             self.reason = DraftReason.USEFUL

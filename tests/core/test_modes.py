@@ -80,7 +80,7 @@ def test_auto_takes_what_is_fastest() -> None:
     assert (policy.arm, policy.reason) == (Arm.CO_LOCATED, DraftReason.CLOUD_DRAFTS)
     assert policy.paused
     run(policy, 10, 0.8, draft_s=0.004)
-    policy.advised(Advice(STEP_S, CloudDraft.MODEL, gain - 0.3, 0.9))
+    policy.advised(Advice(STEP_S, CloudDraft.MODEL, gain - 0.6, 0.9))
     assert (policy.arm, policy.reason) == (Arm.ASYNC, DraftReason.USEFUL)
 
 
