@@ -30,6 +30,7 @@ HOLD_CAP_S: Final = 0.05  # what a cloud holds at the most, by default
 PROBE_EVERY: Final = (8, 64)  # committed tokens between probes while paused: at first, at most
 SETTLED: Final = 8  # commits between two changes of the arm, at least
 STRIDE: Final = 4  # commits after a change of the arm that do not count
+JUDGEMENTS: Final = 6  # after which they are believed
 SPAN: Final = 24  # tokens over which an arm is judged
 FADE: Final = 0.1  # of what is known of the other arms, for as many tokens
 TRUTH: Final = (0.1, 1.5)  # bounds of one judgement
@@ -347,11 +348,14 @@ class DraftPolicy:
 
     def _gains(self) -> dict[Arm, float]:
         """Of each arm that AUTO could take and of which enough is known, corrected by what came of it before."""
-        truth = self.memory.truth
-        return {
-            arm: gain if arm not in truth else (1.0 + gain) * truth[arm].or_else(1.0) - 1.0
-            for arm, gain in self._raw_gains().items()
-        }
+        return {arm: (1.0 + gain) * self._truth(arm) - 1.0 for arm, gain in self._raw_gains().items()}
+
+    def _truth(self, arm: Arm) -> float:
+        """How much of an arm's expected speed comes true; a few judgements, which the text sways, say little."""
+        truth = self.memory.truth.get(arm)
+        if truth is None:
+            return 1.0
+        return 1.0 + min(truth.count / JUDGEMENTS, 1.0) * (truth.or_else(1.0) - 1.0)
 
     def _raw_gains(self) -> dict[Arm, float]:
         gains = {Arm.CLOUD: 0.0}

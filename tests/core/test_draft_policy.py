@@ -79,7 +79,7 @@ def test_an_arm_is_judged_by_what_it_brings() -> None:
     memory = PolicyMemory()
     policy = DraftPolicy(DraftPolicyConfig(window=16), memory)
     now = 0.0
-    for _ in range(200):
+    for _ in range(800):
         now += STEP_S
         if policy.window:
             policy.drafted(1, 0.002)
