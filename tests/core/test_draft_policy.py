@@ -77,9 +77,9 @@ def test_a_device_slower_than_the_target_does_not_draft() -> None:
 def test_an_arm_is_judged_by_what_it_brings() -> None:
     """A target that the arithmetic flatters: drafts are right, yet every commit brings one token."""
     memory = PolicyMemory()
-    policy = DraftPolicy(DraftPolicyConfig(window=16), memory)
+    policy = DraftPolicy(DraftPolicyConfig(window=4), memory)
     now = 0.0
-    for _ in range(800):
+    for _ in range(400):
         now += STEP_S
         if policy.window:
             policy.drafted(1, 0.002)
