@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Final
 
 LARGE_VOCABULARY: Final = 151_936
 STRIDE: Final = 37
 FIRST: Final = 23
+BLOCK: Final = 32  # of quantised weights
 CONSTANT: Final = 0.005  # an embedding's root mean square is about 0.1
 GAIN: Final = 4000.0
 FILLER: Final = 100.0
@@ -53,7 +55,7 @@ def spread_model(source: Path, out: Path, vocabulary: int = LARGE_VOCABULARY) ->
 def _widened(weights: dict[str, Any], config: dict[str, Any]) -> Any:
     """Widen the residual stream, in place, and return a row whose logit is far below all others.
 
-    Of the new dimensions, one per head, the first is CONSTANT in every embedding, read by no layer (its weight in their
+    Of the new dimensions the first is CONSTANT in every embedding, read by no layer (its weight in their
     norms is 0) and written by none; only the last norm lets it through, times GAIN. So it is positive in every last
     hidden state, adds the same to the logits of all real tokens, and makes the filler row's very low. The others are
     zero, and the norms' weights and epsilon make up for the width (exact but for CONSTANT's own share of the mean
@@ -62,8 +64,9 @@ def _widened(weights: dict[str, Any], config: dict[str, Any]) -> Any:
     import torch
 
     old: int = config["hidden_size"]
-    pad: int = config["num_attention_heads"]  # transformers wants a multiple of it
-    new = old + pad
+    unit = math.lcm(config["num_attention_heads"], BLOCK)  # of which transformers and the exporter want multiples
+    new = (old // unit + 1) * unit
+    pad = new - old
     for name, tensor in weights.items():
         if name.endswith("norm.weight"):
             weights[name] = torch.cat([tensor.float() * (old / new) ** 0.5, torch.zeros(pad)])
