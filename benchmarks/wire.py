@@ -70,7 +70,10 @@ async def measure_model(
                 chosen: str | Path | Drafter | None = {"none": None, "ngram": "ngram", "onnx-int8": draft}.get(kind)
                 if kind.startswith("oracle"):
                     chosen = OracleDrafter(expected, vocab_size=vocabulary, accuracy=0.8)
-                client, transport = tallied_client(proxy, draft=chosen, tokenizer=target, window=max(window, 1))
+                arm = "cloud" if kind == "none" else "device-async"
+                client, transport = tallied_client(
+                    proxy, draft=chosen, arm=arm, tokenizer=target, window=max(window, 1)
+                )
                 async with client:
                     await client.prepare()
                     await transport.describe()  # opens the connection
