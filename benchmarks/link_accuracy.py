@@ -32,8 +32,9 @@ async def echoing() -> AsyncIterator[str]:
     """A server that sends back what it gets. Yields its address."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(4096):
-            writer.write(data)
+        with contextlib.suppress(asyncio.CancelledError):  # the end of the measurement
+            while data := await reader.read(4096):
+                writer.write(data)
         writer.close()
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
