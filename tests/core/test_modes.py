@@ -344,3 +344,21 @@ def test_advice_comes_at_first_and_when_it_has_changed() -> None:
     assert said[0][1].cloud_draft is CloudDraft.NGRAM
     assert len(said) == 2
     assert 60 < said[1][0] <= 60 + 17
+
+
+def test_only_rows_that_others_take_are_called_load() -> None:
+    policy = Goodput(8)
+    for rows, seconds in {1: 0.030, 9: 0.034, 17: 0.080, 33: 0.160}.items():
+        policy.observe(rows, seconds)
+    junk = sequence("a", [1, 2, 3], 200)
+    for _ in range(60):
+        junk.core.acceptance.observe(0, refuted=True)
+    alone = policy.advise(junk, None, 0, 0.0)
+    assert alone is not None
+    assert (alone.max_draft_tokens, alone.reason) == (None, "")
+    good = sequence("b", [1, 2, 3], 200)
+    good.core.acceptance.observe(10, refuted=True)
+    crowded = policy.advise(good, None, 15, 0.0)
+    assert crowded is not None
+    assert crowded.reason == "load"
+    assert crowded.max_draft_tokens is not None

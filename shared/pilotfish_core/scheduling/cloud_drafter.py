@@ -26,7 +26,7 @@ class CloudDrafter(Protocol):
         """Up to so many tokens for each sequence, by its key. Never raises for the sake of one of them."""
 
     def forget(self, sequence: Sequence) -> None:
-        """It has ended, or drafts otherwise now: free what is held for it."""
+        """It has ended: free what is held for it."""
 
 
 class CloudNgram:

@@ -161,12 +161,11 @@ class Goodput:
         def step_time(rows: int) -> float:
             return self.step_time.of(rows + others)
 
-        rows = best_rows(core.acceptance.upper, self._cap, self.step_time.of, others=others)
-        advice = Advice(
-            step_s=step_time(1),
-            max_draft_tokens=None if rows >= self._cap else rows,
-            reason="" if rows >= self._cap else "load",
-        )
+        # Bad drafts are the device's own affair: it hears only of rows that the others take from it.
+        hope = core.acceptance.upper
+        rows = best_rows(hope, self._cap, self.step_time.of, others=others)
+        scarce = rows < best_rows(hope, self._cap, self.step_time.of)
+        advice = Advice(step_s=step_time(1), max_draft_tokens=rows if scarce else None, reason="load" if scarce else "")
         if own is None:
             return advice
         best = best_own_draft(own.acceptance.rate, own.presence.or_else(1.0), self._cap, step_time, draft_seconds)
