@@ -39,10 +39,12 @@ def expected_accepted(acceptance: float, drafts: int) -> float:
 
 
 def best_rows(acceptance: float, available: int, step_time: StepTimeOf, *, others: int = 0) -> int:
-    """How many of ``available`` draft tokens one generation should verify in a step that has ``others`` more rows."""
-    best, best_rate = 0, 1.0 / step_time(1 + others)
+    """How many of ``available`` draft tokens one generation should verify in a step that has ``others`` more rows, each
+    of which yields a token and waits for the step.
+    """
+    best, best_rate = 0, (1.0 + others) / step_time(1 + others)
     for drafts in range(1, available + 1):
-        rate = (1.0 + expected_accepted(acceptance, drafts)) / step_time(1 + drafts + others)
+        rate = (1.0 + others + expected_accepted(acceptance, drafts)) / step_time(1 + drafts + others)
         if rate > best_rate:
             best, best_rate = drafts, rate
     return best
