@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.machine import load, machine
+from pilotfish.bench.machine import load, machine
 from pilotfish.bench.pinning import pinned
 from pilotfish.bench.prompts import PROMPTS, WARM_UP
 from pilotfish.client import AsyncClient
@@ -164,7 +164,7 @@ def main() -> None:
     reference = find_reference(None)
     work = reference.parent / "build" / "demo"
     target, draft = inflated_target(reference, work), given.draft or exported_draft(reference, work, "int8")
-    where, rows = machine("torch", "onnxruntime", "grpcio"), list[dict[str, Any]]()
+    where, rows = machine(), list[dict[str, Any]]()
     verifier = VerifierProcess(target, "--dtype", "bfloat16", "--deterministic")
     with pinned() as pins, contextlib.closing(contextlib.ExitStack()) as stack:
         stack.callback(verifier.stop)

@@ -22,7 +22,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import load, machine
+from pilotfish.bench.machine import load, machine
 from pilotfish.bench.pinning import Pins, pinned
 from pilotfish.bench.prompts import PROMPTS
 from pilotfish.client import AsyncClient
@@ -148,7 +148,7 @@ def main() -> None:
     reference = find_reference(None)
     work = reference.parent / "build" / "demo"
     target, draft = inflated_target(reference, work), exported_draft(reference, work, "int8")
-    where = machine("torch", "onnxruntime", "grpcio")
+    where = machine()
     with pinned() as pins:
         figures = measure(target, draft, pins, given.streams, given.max_tokens)
     for side, values in figures.items():

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
-from benchmarks.machine import load
+from pilotfish.bench.machine import load
 from pilotfish_cloud.engine.attention import Segment
 from pilotfish_cloud.engine.determinism import NORMAL_RULE, Rule, calibrate, self_check
 from pilotfish_cloud.engine.fingerprint import machine_facts

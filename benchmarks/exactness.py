@@ -46,7 +46,7 @@ from benchmarks.exactness_runs import (
     warm,
 )
 from benchmarks.exactness_table import markdown
-from benchmarks.machine import load
+from pilotfish.bench.machine import load
 from pilotfish.demo.stage import exported_draft
 from pilotfish_core.tokenizer import Tokenizer
 

@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.exactness_runs import Bench
 from benchmarks.exactness_table import markdown
-from benchmarks.machine import load, machine
+from pilotfish.bench.machine import load, machine
 from pilotfish.demo.stage import digest_of
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -33,7 +33,7 @@ class Report:
         self.value: dict[str, Any] = {
             "command": shlex.join(["python", "-m", "benchmarks.exactness", *arguments]),
             "machine": {
-                **machine("torch", "onnxruntime"),
+                **machine(),
                 "instructions": torch.backends.cpu.get_cpu_capability(),
                 "load_at_end": None,
             },

@@ -21,8 +21,8 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.machine import machine
 from pilotfish.bench.link_process import LinkOptions, LinkProcess
+from pilotfish.bench.machine import machine
 
 MESSAGE = bytes(40)
 

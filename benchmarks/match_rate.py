@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.machine import machine
+from pilotfish.bench.machine import machine
 from pilotfish.drafters.onnx import OnnxDrafter
 from pilotfish.export import export_model
 from pilotfish.export.checkpoint import Checkpoint
@@ -66,7 +66,7 @@ def main() -> int:
                     table.append({"text": text, "temperature": temperature, **found})
     result = {
         "command": shlex.join(["python", "-m", "benchmarks.match_rate", *sys.argv[1:]]),
-        "machine": machine("torch", "onnxruntime"),
+        "machine": machine(),
         "seconds": round(time.monotonic() - begin, 1),
         "table": table,
     }

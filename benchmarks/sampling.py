@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.machine import machine
+from pilotfish.bench.machine import machine
 from pilotfish_cloud.engine.sampler import Sampler, SequenceRows
 from pilotfish_core.noise import gumbel_row, words_row
 from pilotfish_core.parameters import SamplingParams
@@ -127,7 +127,7 @@ def main() -> None:
     report = {
         "command": f"python -m benchmarks.sampling --vocab {given.vocab} --rows {given.rows} "
         f"--repeats {given.repeats} --device {given.device}",
-        "machine": machine("numpy", "torch"),
+        "machine": machine(),
         "row_of_words_ms": noise_ms,
         "results": results,
     }
@@ -135,7 +135,7 @@ def main() -> None:
         print(json.dumps(report, indent=1))
         return
     print(report["command"])
-    print(", ".join(f"{name} {value}" for name, value in machine("numpy", "torch").items()))
+    print(", ".join(f"{name} {value}" for name, value in machine().items()))
     print(f"vocabulary {given.vocab}, one thread, ms per row; all words of a row: {noise_ms:.2f} ms\n")
     columns = ["core_ms", "core_4_candidates_ms", "cloud_numpy_ms", "cloud_torch_ms", "plain_ms"]
     titles = ["core", "core, 4 best", "cloud numpy", "cloud torch", "plain"]

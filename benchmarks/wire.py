@@ -27,9 +27,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.machine import machine
 from benchmarks.spread_model import FIRST, LARGE_VOCABULARY, STRIDE, spread_model
 from benchmarks.wire_tally import CountingProxy, tallied_client
+from pilotfish.bench.machine import machine
 from pilotfish.client import AsyncClient, AsyncStream
 from pilotfish.demo.stage import VerifierProcess, find_reference
 from pilotfish.drafters.oracle import OracleDrafter
@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=96)
     given = parser.parse_args()
     command = shlex.join(["python", "-m", "benchmarks.wire", *sys.argv[1:]])
-    where = machine("grpcio", "protobuf")
+    where = machine()
     print(command)
     print(", ".join(f"{name} {value}" for name, value in where.items()))
     print("".join(f"{title:>12}" for title, _, _ in COLUMNS))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import subprocess
@@ -12,11 +11,11 @@ import threading
 from typing import Final
 
 from pilotfish.bench.values import number
+from pilotfish.processes import end_process
 from pilotfish.signals import held
 from pilotfish_core.errors import InvalidParameter, LocalError, PilotfishError
 
 START_TIMEOUT_S: Final = 60.0
-END_TIMEOUT_S: Final = 10.0
 NOWHERE: Final = "127.0.0.1:9"  # of a link that is only tried; nothing connects to it
 PASSED_ON: Final = ("distribution", "rate", "rate_up", "rate_down", "queue", "loss")  # as the emulator names them
 _COMPLAINT: Final = "pilotfish-sim: "
@@ -90,17 +89,8 @@ class LinkProcess:
     def stop(self) -> None:
         """End it properly; for good when that takes long, or when a signal says to hurry."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        try:
-            process.communicate(timeout=END_TIMEOUT_S)
-        except BaseException as error:
-            process.kill()
-            process.communicate()
-            if not isinstance(error, subprocess.TimeoutExpired):
-                raise
+        if process is not None:
+            end_process(process)
 
     def _start(self) -> None:
         with held():

@@ -24,7 +24,7 @@ def machine() -> dict[str, Any]:
         "load": load(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "packages": _versions(),
+        **_versions(),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
@@ -16,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Final
 
+from pilotfish.processes import end_process
 from pilotfish.signals import held
 from pilotfish_core.errors import LocalError, ModelLoadError
 
 START_TIMEOUT_S: Final = 300.0
-END_TIMEOUT_S: Final = 10.0
 MARK_FILE: Final = ".pilotfish-demo"  # in folders that a demo made and a later one may remove
 # A size at which one step of the target on one thread of this decade's server CPUs takes 30 to 40 ms in bfloat16.
 INFLATE_ARGUMENTS: Final = ("--hidden-size", "1280", "--num-layers", "6", "--dtype", "bfloat16")
@@ -94,23 +93,10 @@ def _run(command: Sequence[str], folder: Path) -> None:
         output, errors = process.communicate()
     except BaseException:
         if process is not None:
-            _end(process)  # properly: it has folders of its own to remove
+            end_process(process)  # properly: it has folders of its own to remove
         raise
     if process.returncode != 0:
         raise LocalError(f"{' '.join(command[1:4])} failed:\n{(errors or output).strip()[-2000:]}")
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    """End a process properly; for good when that takes long, or when a second signal says to hurry."""
-    with contextlib.suppress(ProcessLookupError):
-        process.terminate()
-    try:
-        process.communicate(timeout=END_TIMEOUT_S)
-    except BaseException as error:
-        process.kill()
-        process.communicate()
-        if not isinstance(error, subprocess.TimeoutExpired):
-            raise
 
 
 class VerifierProcess:
@@ -155,7 +141,7 @@ class VerifierProcess:
         process, self._process = self._process, None
         if process is None:
             return
-        _end(process)
+        end_process(process)
 
     def __enter__(self) -> VerifierProcess:
         self.start()
