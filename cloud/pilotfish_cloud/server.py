@@ -16,6 +16,7 @@ from grpc_health.v1.health import aio as health_aio
 
 from pilotfish_cloud.config import ServerConfig
 from pilotfish_cloud.engine.interface import Engine
+from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.http.app import create_app
 from pilotfish_cloud.service import VerifierService
 from pilotfish_core.errors import AddressInUse
@@ -49,6 +50,7 @@ class VerifierServer:
         self._engine = engine
         self._tokenizer = tokenizer
         self._stopping = asyncio.Event()
+        self.gateway: Gateway | None = None
         self.service: VerifierService | None = None
         self.port = 0
         self.http_port = 0
@@ -56,12 +58,13 @@ class VerifierServer:
     async def start(self) -> None:
         """Bind both ports and begin. Raises AddressInUse."""
         config = self._config
-        self.service = VerifierService(
+        self.gateway = Gateway(
             self._engine,
             self._tokenizer,
             served_model_name=config.served_model_name,
             max_unacknowledged=config.max_unacknowledged,
         )
+        self.service = VerifierService(self.gateway)
         http_socket = _bind(config.host, config.http_port, "--http-port")
         self._grpc = grpc.aio.server(options=GRPC_OPTIONS)
         try:
@@ -75,12 +78,12 @@ class VerifierServer:
         pb_grpc.add_VerifierServicer_to_server(self.service, self._grpc)
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        self._engine.start(self.service.listen)
+        self._engine.start(self.gateway.listen)
         await self._grpc.start()
         await self._set_serving(True)
         self.http_port = http_socket.getsockname()[1]
         self._http = _HttpServer(
-            uvicorn.Config(create_app(self.service), log_level="warning", lifespan="off", timeout_graceful_shutdown=5)
+            uvicorn.Config(create_app(self.gateway), log_level="warning", lifespan="off", timeout_graceful_shutdown=5)
         )
         self._http_task = asyncio.create_task(self._http.serve(sockets=[http_socket]))
 
@@ -98,10 +101,10 @@ class VerifierServer:
 
     async def stop(self, timeout_s: float = 0.0) -> None:
         """Refuse new generations, let running ones finish within ``timeout_s``, then close everything."""
-        if self.service is None:
+        if self.gateway is None:
             return
         await self._set_serving(False)
-        await self.service.drain(timeout_s)
+        await self.gateway.drain(timeout_s)
         await self._grpc.stop(grace=1.0)
         self._http.should_exit = True
         await self._http_task

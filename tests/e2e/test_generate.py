@@ -131,9 +131,9 @@ async def test_a_resume_moves_to_the_next_address_when_a_verifier_goes() -> None
         async with AsyncClient([first.address, second.address], draft="ngram") as client:
             stream = await client.generate(PROMPT, **params)
             async for _ in stream:
-                if len(stream.generation.output) >= 20 and first.server.service is not None:
+                if len(stream.generation.output) >= 20 and first.server.gateway is not None:
                     await first.server.stop()
-                    first.server.service = None
+                    first.server.gateway = None
             result = await stream.result()
     assert result.token_ids == expected.token_ids
     assert result.metrics.reconnects == 1
@@ -253,8 +253,8 @@ async def test_closing_the_client_frees_the_verifier(verifier: Verifier) -> None
     async with connected(verifier) as client:
         stream = await client.generate(PROMPT, max_tokens=1500, ignore_eos=True)
         await anext(stream)
-    service = verifier.server.service
-    assert service is not None
+    gateway = verifier.server.gateway
+    assert gateway is not None
     async with asyncio.timeout(10.0):
-        await service._idle.wait()
-    assert service.running == 0
+        await gateway._idle.wait()
+    assert gateway.running == 0

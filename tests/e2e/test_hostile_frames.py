@@ -65,8 +65,8 @@ async def serves(verifier: Verifier) -> None:
     async with connected(verifier) as client:
         stream = await client.generate("def f(", max_tokens=4, temperature=0, ignore_eos=True)
         assert len((await stream.result()).token_ids) == 4
-    assert verifier.server.service is not None
-    assert verifier.server.service.running == 0
+    assert verifier.server.gateway is not None
+    assert verifier.server.gateway.running == 0
 
 
 @pytest.mark.parametrize(

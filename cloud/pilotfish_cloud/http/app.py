@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Response
 
-from pilotfish_cloud.service import VerifierService
+from pilotfish_cloud.gateway import Gateway
 
 
-def create_app(service: VerifierService) -> FastAPI:
-    """The application for one service on the same event loop."""
+def create_app(gateway: Gateway) -> FastAPI:
+    """The application for one gateway on the same event loop."""
     app = FastAPI(title="Pilotfish verifier", docs_url=None, redoc_url=None, openapi_url=None)
 
     @app.get("/livez")
@@ -17,8 +17,8 @@ def create_app(service: VerifierService) -> FastAPI:
 
     @app.get("/readyz")
     async def readyz(response: Response) -> dict[str, str | int]:
-        if service.draining:
+        if gateway.draining:
             response.status_code = 503
-        return {"status": "draining" if service.draining else "ready", "generations": service.running}
+        return {"status": "draining" if gateway.draining else "ready", "generations": gateway.running}
 
     return app

@@ -1,0 +1,272 @@
+"""What is common to all doors (gRPC, HTTP): the way from an opening to the engine, and of its events to a stream.
+
+Lives on one event loop; only ``listen`` is called from elsewhere, by the engine's thread. A door opens a stream, takes
+its events until the last one, and closes it whatever happens::
+
+    stream = gateway.open(opening, principal)
+    try:
+        async for event in stream: ...
+    finally:
+        gateway.close(stream)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Final
+
+from pilotfish_cloud.engine.interface import CommitEvent, Engine, EngineEvent, FailedEvent, OpenRequest
+from pilotfish_cloud.principal import Principal
+from pilotfish_core.drafts import Commit, DraftRun
+from pilotfish_core.errors import (
+    Cancelled,
+    FingerprintMismatch,
+    TokenizerMismatch,
+    Unavailable,
+    UnknownModel,
+)
+from pilotfish_core.messages import Open, Ping
+from pilotfish_core.modes import Hint, Mode
+from pilotfish_core.tokenizer import Tokenizer
+
+MAX_PINGS: Final = 4  # waiting for their pongs; more of them say nothing new
+COMMIT_BYTES: Final = 32  # that a commit is taken for in a stream's backlog, beside its tokens
+TOKEN_BYTES: Final = 4
+LOGPROB_BYTES: Final = 8  # an id and a figure
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Stream:
+    """One generation in progress behind a door. Iterate over it: engine events and pings, in order, the last one a
+    commit with a finish; what ended it otherwise is raised.
+    """
+
+    key: str
+    opening: Open
+    principal: Principal
+    other_fingerprint: bool  # than the generation began with, as the device allowed
+    engine: Engine
+    max_backlog_bytes: int
+    backlog_bytes: int = 0  # of commits that the door has not taken yet
+    pings: int = 0
+    on_failed: Callable[[], object] | None = None  # for a door that may hang on a peer which does not read
+    _failed: bool = False
+    _outbox: asyncio.Queue[EngineEvent | Ping | Exception] = dataclasses.field(default_factory=asyncio.Queue)
+
+    async def __aiter__(self) -> AsyncIterator[EngineEvent | Ping]:
+        while True:
+            event = await self._outbox.get()
+            match event:
+                case CommitEvent(_, commit):
+                    self.backlog_bytes -= _bytes_of(commit)
+                case Exception():
+                    raise event
+                case Ping():
+                    self.pings -= 1
+            yield event
+            if isinstance(event, CommitEvent) and event.commit.finish is not None:
+                return
+
+    def push(self, run: DraftRun) -> None:
+        """Draft tokens arrived."""
+        self.engine.push(self.key, run)
+
+    def acknowledge(self, length: int) -> None:
+        """Whoever reads the answer holds the committed tokens up to ``length``."""
+        self.engine.acknowledge(self.key, length)
+
+    def steer(self, mode: Mode) -> None:
+        """The device drafts otherwise from here on."""
+        self.engine.steer(self.key, mode)
+
+    def hint(self, hint: Hint) -> None:
+        """What the app knows about the device has changed."""
+        self.engine.hint(self.key, hint)
+
+    def ping(self, ping: Ping) -> None:
+        """To be answered in the order of the other events; one too many is dropped."""
+        if self.pings < MAX_PINGS:
+            self.pings += 1
+            self._outbox.put_nowait(ping)
+
+    def fail(self, error: Exception) -> None:
+        """End it: whoever iterates gets ``error`` after what is there already, ``on_failed`` hears of it at once."""
+        if self._failed:
+            return
+        self._failed = True
+        self._outbox.put_nowait(error)
+        if self.on_failed is not None:
+            self.on_failed()
+
+    def take(self, event: EngineEvent) -> None:
+        """An event of the engine. A reader that lets too much pile up is cut."""
+        if self._failed:
+            return
+        if isinstance(event, FailedEvent):
+            self.fail(event.error)
+            return
+        if isinstance(event, CommitEvent):
+            self.backlog_bytes += _bytes_of(event.commit)
+            if self.backlog_bytes > self.max_backlog_bytes:
+                self.engine.abort(self.key)
+                while not self._outbox.empty():  # what it does not read it gets by resuming
+                    self._outbox.get_nowait()
+                self.fail(Unavailable(f"more than {self.max_backlog_bytes} bytes wait to be read; resume to go on"))
+                return
+        self._outbox.put_nowait(event)
+
+
+class Gateway:
+    """Streams between the doors and one engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        *,
+        served_model_name: str,
+        max_unacknowledged: int,
+        max_backlog_bytes: int = 256 * 1024,
+    ) -> None:
+        self.engine = engine
+        self.tokenizer = tokenizer
+        self.served_model_name = served_model_name
+        self.max_unacknowledged = max_unacknowledged
+        self._max_backlog_bytes = max_backlog_bytes
+        self._loop = asyncio.get_running_loop()
+        self._keys = (str(number) for number in itertools.count(1))
+        self._streams: dict[str, Stream] = {}
+        self._generations: dict[tuple[str, bytes], Stream] = {}
+        self._draining = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    # -- engine events ----------------------------------------------------------------------------------------------
+
+    def listen(self, events: Sequence[EngineEvent]) -> None:
+        """The engine's listener; called from its thread."""
+        self._loop.call_soon_threadsafe(self._dispatch, events)
+
+    def _dispatch(self, events: Sequence[EngineEvent]) -> None:
+        for event in events:
+            stream = self._streams.get(event.key)
+            if stream is not None:
+                stream.take(event)
+
+    # -- life cycle -------------------------------------------------------------------------------------------------
+
+    @property
+    def running(self) -> int:
+        """Generations in progress."""
+        return len(self._streams)
+
+    @property
+    def draining(self) -> bool:
+        """Whether new generations are refused."""
+        return self._draining
+
+    async def drain(self, timeout_s: float) -> None:
+        """Refuse new generations, let running ones finish, hand back the rest with a hint to resume elsewhere."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            for stream in self._streams.values():
+                stream.fail(Unavailable("this replica is shutting down; resume elsewhere", retry_after_s=0.0))
+
+    # -- streams ----------------------------------------------------------------------------------------------------
+
+    def open(self, opening: Open, principal: Principal) -> Stream:
+        """Begin, or go on with, a generation. To be closed.
+
+        Raises Unavailable while draining, UnknownModel, TokenizerMismatch, FingerprintMismatch, and Cancelled for an
+        attempt that is not newer than the one that runs.
+        """
+        self.check_open()
+        other_fingerprint = self._check(opening)
+        stream = Stream(next(self._keys), opening, principal, other_fingerprint, self.engine, self._max_backlog_bytes)
+        self._supersede(stream)
+        self._streams[stream.key] = stream
+        self._idle.clear()
+        try:
+            self.engine.open(
+                OpenRequest(
+                    key=stream.key,
+                    prompt=opening.prompt,
+                    params=opening.params,
+                    output=opening.output,
+                    cache_salt=principal.cache_salt,
+                    mode=opening.mode,
+                    hint=opening.hint,
+                    pace=opening.pace,
+                )
+            )
+        except BaseException:
+            self.close(stream)
+            raise
+        return stream
+
+    def close(self, stream: Stream) -> None:
+        """Forget a stream, and abort its generation if it has not ended."""
+        self.engine.abort(stream.key)
+        del self._streams[stream.key]
+        name = _name(stream)
+        if self._generations.get(name) is stream:
+            del self._generations[name]
+        if not self._streams:
+            self._idle.set()
+
+    def check_open(self) -> None:
+        """Raises Unavailable while new generations are refused."""
+        if self._draining:
+            raise Unavailable("this replica is shutting down; resume elsewhere", retry_after_s=0.0)
+
+    def check_model(self, model: str) -> None:
+        """``model`` as a caller named it; empty: the only one. Raises UnknownModel."""
+        if model not in ("", self.served_model_name):
+            raise UnknownModel(
+                f"this verifier does not serve model {model[:100]!r}; it serves {self.served_model_name!r}"
+            )
+
+    def _check(self, opening: Open) -> bool:
+        """Whether model, tokenizer and fingerprint fit. Returns whether the fingerprint is another, as allowed."""
+        info = self.engine.info
+        self.check_model(opening.model)
+        if opening.tokenizer_hash != info.tokenizer_hash:
+            raise TokenizerMismatch(
+                f"the device's tokenizer {opening.tokenizer_hash[:12] or '(none)'} differs from that of "
+                f"{self.served_model_name!r}, {info.tokenizer_hash[:12]}: a draft model must share its target's "
+                "vocabulary"
+            )
+        differs = bool(opening.fingerprint) and opening.fingerprint != info.fingerprint
+        if differs and opening.output and not opening.allow_other_fingerprint:
+            raise FingerprintMismatch(
+                f"the generation began under {opening.fingerprint}, this replica computes as {info.fingerprint}; "
+                "its tokens might differ, and the device did not allow that"
+            )
+        return differs
+
+    def _supersede(self, stream: Stream) -> None:
+        """Let a newer attempt take the place of an older one of the same tenant's same generation."""
+        older = self._generations.get(_name(stream))
+        if older is not None:
+            running, newer = older.opening.attempt, stream.opening.attempt
+            if running >= newer:
+                raise Cancelled(f"attempt {newer} is not newer than attempt {running}")
+            older.fail(Cancelled(f"superseded by attempt {newer}"))
+            self.engine.abort(older.key)  # at once: its writer may hang on a peer that is gone
+        self._generations[_name(stream)] = stream
+
+
+def _name(stream: Stream) -> tuple[str, bytes]:
+    """Generation ids are the devices' own choice: another tenant's are none of this one's business."""
+    return stream.principal.tenant, stream.opening.generation_id
+
+
+def _bytes_of(commit: Commit) -> int:
+    size = COMMIT_BYTES + TOKEN_BYTES * len(commit.tokens)
+    return size + sum(LOGPROB_BYTES * (1 + len(entry.top)) for entry in commit.logprobs or ())

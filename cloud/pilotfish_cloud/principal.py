@@ -1,0 +1,17 @@
+"""Who calls: the tenant that a generation is counted, limited and cached for."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Final
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """An authenticated caller. ``cache_salt`` keeps tenants apart in the prefix cache; the server derives it."""
+
+    tenant: str
+    cache_salt: bytes = b""
+
+
+ANYONE: Final = Principal(tenant="")  # where no keys are asked for
