@@ -39,8 +39,8 @@ class CloudLimits:
 
 @dataclasses.dataclass(slots=True)
 class VerifyCounts:
-    """Counters of one generation. ``accepted_at[i]`` counts accepted tokens at draft position i of a step. What the
-    cloud drafted itself is counted apart.
+    """Counters of one generation, or of all. ``accepted_at[i]`` counts accepted tokens at draft position i of a step.
+    What the cloud drafted itself is counted apart.
     """
 
     steps: int = 0
@@ -103,11 +103,14 @@ class CloudCore:
         mode: Mode | None = None,
         hint: Hint | None = None,
         pace: Pace | None = None,
+        totals: VerifyCounts | None = None,
     ) -> None:
+        """``totals``: counters of all generations, which this one adds to."""
         self.prompt_length = prompt_length
         self.output: list[int] = list(output)
         self.limits = limits
         self.counts = VerifyCounts()
+        self._totals = totals or VerifyCounts()
         self.finish: Finish | None = None
         self.state = CloudState.RUNNING
         self._finish_rule = finish_rule
@@ -213,7 +216,8 @@ class CloudCore:
             return RunFate.STALE
         opens = run.branch > self._buffer.branch
         fate = self._buffer.receive(run)
-        self.counts.stale_runs += fate is not RunFate.KEPT
+        for counts in (self.counts, self._totals):
+            counts.stale_runs += fate is not RunFate.KEPT
         if opens:
             self.response.opened(run.start, len(run.tokens), now)
         elif fate is RunFate.KEPT:
@@ -284,7 +288,8 @@ class CloudCore:
                 break
         accepted = min(accepted, len(tokens))
         own = self._verifying_own and bool(drafted)
-        self.counts.record(len(drafted), accepted, own=own)
+        for counts in (self.counts, self._totals):
+            counts.record(len(drafted), accepted, own=own)
         self._observe(() if own else drafted, tokens, accepted)
         if self.own is not None:
             self.own.committed(tokens)

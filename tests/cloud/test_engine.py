@@ -78,7 +78,7 @@ def test_right_drafts_save_steps_and_change_nothing(folder: Path) -> None:
     assert ear.tokens("drafted") == right
     assert len(ear.commits["drafted"]) <= 8
     assert {commit.origin for commit in ear.commits["drafted"][1:]} == {Origin.BONUS}
-    assert engine.stats().accepted_tokens >= 32
+    assert engine.stats().verify.accepted_tokens >= 32
 
 
 def test_a_resume_goes_on_where_it_was(folder: Path) -> None:

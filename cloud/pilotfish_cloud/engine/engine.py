@@ -6,17 +6,22 @@ worker sleeps on a condition when there is nothing to run, until a message comes
 
 from __future__ import annotations
 
+import bisect
+import copy
+import itertools
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
+from typing import Final
 
 import torch
 
 from pilotfish_cloud.config import ServerConfig
 from pilotfish_cloud.engine.determinism import NORMAL_RULE, calibrate
 from pilotfish_cloud.engine.draft_model import DraftModel
-from pilotfish_cloud.engine.engine_config import EngineConfig, EngineStats, scheduler_config, speculation_policy
+from pilotfish_cloud.engine.engine_config import EngineConfig, scheduler_config, speculation_policy
 from pilotfish_cloud.engine.fingerprint import fingerprint
 from pilotfish_cloud.engine.interface import (
     AdviceEvent,
@@ -24,6 +29,7 @@ from pilotfish_cloud.engine.interface import (
     Engine,
     EngineEvent,
     EngineInfo,
+    EngineStats,
     EventListener,
     FailedEvent,
     OpenedEvent,
@@ -34,7 +40,7 @@ from pilotfish_cloud.engine.model_runner import ModelRunner
 from pilotfish_cloud.engine.opening import Opener
 from pilotfish_cloud.engine.step_sampler import StepSampler
 from pilotfish_cloud.engine.step_times import step_times
-from pilotfish_core.cloud_core import CloudLimits
+from pilotfish_core.cloud_core import CloudLimits, VerifyCounts
 from pilotfish_core.drafts import DraftRun
 from pilotfish_core.errors import EngineFailure, PilotfishError, Unavailable
 from pilotfish_core.modes import Hint, Mode
@@ -43,6 +49,9 @@ from pilotfish_core.thread_priority import step_back
 from pilotfish_core.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
+
+# Upper bounds of the histogram of step times, seconds.
+STEP_BUCKETS: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.04, 0.06, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, math.inf)
 
 
 class EmbeddedEngine(Engine):
@@ -82,12 +91,13 @@ class EmbeddedEngine(Engine):
         for rows, seconds in step_times(self.runner, most=config.max_draft_rows + 1):
             self.scheduler.policy.observe(rows, seconds)
         self._sampler = StepSampler(self.tokenizer)
+        self._verify = VerifyCounts()
         limits = CloudLimits(
             max_draft_tokens=config.max_draft_tokens,
             max_unacknowledged=config.max_unacknowledged,
             acknowledge_timeout_s=config.acknowledge_timeout_s,
         )
-        self._opener = Opener(self.tokenizer, limits, max_model_len=max_len)
+        self._opener = Opener(self.tokenizer, limits, max_model_len=max_len, totals=self._verify)
         facts = {
             "config": loaded.config,
             "tokenizer": self.tokenizer.hash,
@@ -118,7 +128,8 @@ class EmbeddedEngine(Engine):
         self._unopened: set[str] = set()
         self._events: list[EngineEvent] = []
         self._step_seconds = 0.0
-        self._committed = self._accepted = self._failures = 0
+        self._committed = self._failures = 0
+        self._step_histogram = [0] * len(STEP_BUCKETS)
 
     @classmethod
     def load(cls, config: ServerConfig) -> EmbeddedEngine:
@@ -192,11 +203,12 @@ class EmbeddedEngine(Engine):
         return EngineStats(
             steps=counts.steps,
             step_seconds=self._step_seconds,
+            step_buckets=tuple(zip(STEP_BUCKETS, itertools.accumulate(self._step_histogram), strict=True)),
             prefill_rows=counts.prefill_rows,
             decode_rows=counts.decode_rows,
             draft_rows=counts.draft_rows,
             committed_tokens=self._committed,
-            accepted_tokens=self._accepted,
+            verify=copy.deepcopy(self._verify),
             holds=counts.holds,
             preemptions=counts.preemptions,
             failures=self._failures,
@@ -276,7 +288,9 @@ class EmbeddedEngine(Engine):
             for sequence in involved or list(self._sequences.values()):
                 if sequence.key in self._sequences:
                     self._fail(sequence, failure)
-        self._step_seconds += time.monotonic() - began
+        seconds = time.monotonic() - began
+        self._step_seconds += seconds
+        self._step_histogram[bisect.bisect_left(STEP_BUCKETS, seconds)] += 1
         return True
 
     def _execute(self, step: ScheduledStep) -> None:
@@ -297,7 +311,6 @@ class EmbeddedEngine(Engine):
         self.runner.keep(done.stores)
         for sequence, commit in done.commits:
             self._committed += len(commit.tokens)
-            self._accepted += commit.accepted
             self._sampler.committed(sequence.key, commit.tokens)
             self._events.append(CommitEvent(sequence.key, commit, now))
         for sequence, error in done.failures:

@@ -1,4 +1,4 @@
-"""Settings of the embedded engine, and the counters it shows."""
+"""Settings of the embedded engine."""
 
 from __future__ import annotations
 
@@ -31,29 +31,6 @@ class EngineConfig:
     hold_cap_s: float = 0.05
     deterministic: bool = False
     threads: int = 1
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class EngineStats:
-    """Totals since start, and what is held now. A snapshot; the worker goes on."""
-
-    steps: int
-    step_seconds: float
-    prefill_rows: int
-    decode_rows: int
-    draft_rows: int
-    committed_tokens: int
-    accepted_tokens: int
-    holds: int
-    preemptions: int
-    failures: int
-    running: int
-    waiting: int
-    blocks_total: int
-    blocks_held: int
-    blocks_kept: int
-    cache_hit_tokens: int
-    cache_miss_tokens: dict[str, int]
 
 
 def speculation_policy(config: EngineConfig) -> SpeculationPolicy:

@@ -10,6 +10,7 @@ import abc
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from pilotfish_core.cloud_core import VerifyCounts
 from pilotfish_core.drafts import Commit, DraftRun
 from pilotfish_core.errors import PilotfishError
 from pilotfish_core.modes import Advice, CloudDraft, Hint, Mode, Pace
@@ -82,6 +83,30 @@ class FailedEvent:
     error: PilotfishError
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """Totals since start, and what is held now. A snapshot; the engine goes on. Rows as computed, tokens otherwise."""
+
+    steps: int
+    step_seconds: float
+    step_buckets: tuple[tuple[float, int], ...]  # (seconds, steps that took at most so long), the last one infinity
+    prefill_rows: int
+    decode_rows: int
+    draft_rows: int  # the device's and the cloud's own
+    committed_tokens: int
+    verify: VerifyCounts  # of all generations, by draft position
+    holds: int
+    preemptions: int
+    failures: int
+    running: int
+    waiting: int
+    blocks_total: int
+    blocks_held: int
+    blocks_kept: int
+    cache_hit_tokens: int
+    cache_miss_tokens: dict[str, int]  # by reason
+
+
 EngineEvent = OpenedEvent | CommitEvent | AdviceEvent | FailedEvent
 
 # Called from the engine's own thread with all events of one step; must not block nor raise.
@@ -123,6 +148,10 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def abort(self, key: str) -> None:
         """End a generation and free what it holds. No further events for its key after those already sent."""
+
+    @abc.abstractmethod
+    def stats(self) -> EngineStats:
+        """A snapshot of the counters, at most some seconds old."""
 
     @abc.abstractmethod
     def close(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 
 from pilotfish_cloud.engine.interface import OpenRequest
-from pilotfish_core.cloud_core import CloudCore, CloudLimits
+from pilotfish_core.cloud_core import CloudCore, CloudLimits, VerifyCounts
 from pilotfish_core.drafts import Commit
 from pilotfish_core.errors import InvalidParameter, PromptTooLong, ProtocolViolation
 from pilotfish_core.scheduling import Sequence
@@ -14,9 +14,12 @@ from pilotfish_core.tokenizer import Tokenizer
 
 
 class Opener:
-    """Checks requests against the target's vocabulary and context. Immutable."""
+    """Checks requests against the target's vocabulary and context."""
 
-    def __init__(self, tokenizer: Tokenizer, limits: CloudLimits, *, max_model_len: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, limits: CloudLimits, *, max_model_len: int, totals: VerifyCounts | None = None
+    ) -> None:
+        self._totals = totals
         self._tokenizer = tokenizer
         self._limits = limits
         self._max_model_len = max_model_len
@@ -57,6 +60,7 @@ class Opener:
             mode=request.mode,
             hint=request.hint,
             pace=request.pace,
+            totals=self._totals,
         )
         finished = core.open(now)
         sequence = Sequence(
