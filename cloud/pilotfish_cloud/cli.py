@@ -16,6 +16,8 @@ from pilotfish_cloud.config import DTYPES, SPECULATIONS, ServerConfig
 from pilotfish_core.errors import MissingExtra, ModelLoadError, PilotfishError
 
 if TYPE_CHECKING:
+    from pilotfish_cloud.engine.engine import EmbeddedEngine
+    from pilotfish_cloud.engine.process import EngineProcess
     from pilotfish_cloud.server import VerifierServer
 
 
@@ -52,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
         "--deterministic", action="store_true", help="the same bits for a token whatever the batch, draft and replica"
     )
     serve.add_argument("--threads", type=int, default=1, help="CPU threads of the engine")
+    serve.add_argument(
+        "--engine-thread", action="store_true", help="run the engine in the server's process, not in one of its own"
+    )
     serve.add_argument("--max-model-len", type=int, help="longest prompt + output (default: the model's context)")
     serve.add_argument("--max-num-seqs", type=int, default=64, help="generations in one batch")
     serve.add_argument("--max-num-batched-tokens", type=int, default=512, help="rows in one step")
@@ -70,6 +75,17 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--json", action="store_true", help="print the ready line as JSON")
     serve.add_argument("--log-level", default="warning", choices=("debug", "info", "warning", "error"))
     return parser
+
+
+def _load(config: ServerConfig) -> EmbeddedEngine | EngineProcess:
+    """The engine, in a process of its own where this system can hand a socket to one."""
+    if config.engine_process and os.name == "posix":
+        from pilotfish_cloud.engine.process import EngineProcess
+
+        return EngineProcess.load(config)
+    from pilotfish_cloud.engine.engine import EmbeddedEngine
+
+    return EmbeddedEngine.load(config)
 
 
 def _serve(arguments: argparse.Namespace) -> None:
@@ -93,6 +109,7 @@ def _serve(arguments: argparse.Namespace) -> None:
         shutdown_timeout_s=arguments.shutdown_timeout,
         insecure=arguments.insecure,
         draft_model=draft_model,
+        engine_process=not arguments.engine_thread,
     )
     os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would log comes back as our own error
@@ -103,10 +120,9 @@ def _serve(arguments: argparse.Namespace) -> None:
         from pilotfish_cloud.server import VerifierServer, check_ports
 
         check_ports(config)
-        from pilotfish_cloud.engine.engine import EmbeddedEngine
+        engine = _load(config)
     except ModuleNotFoundError as error:
         raise MissingExtra.of(error.name or "torch", "cloud", "pilotfish-cloud serve") from None
-    engine = EmbeddedEngine.load(config)
 
     def started(server: VerifierServer) -> None:
         try:

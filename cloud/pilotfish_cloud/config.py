@@ -27,6 +27,7 @@ class ServerConfig:
     dtype: str = "float32"
     deterministic: bool = False
     threads: int = 1
+    engine_process: bool = True  # else the engine is a thread of the server's process
     max_model_len: int | None = None
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 512

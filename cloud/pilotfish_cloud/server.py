@@ -19,7 +19,7 @@ from pilotfish_cloud.engine.interface import Engine
 from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.http.app import create_app
 from pilotfish_cloud.service import VerifierService
-from pilotfish_core.errors import AddressInUse
+from pilotfish_core.errors import AddressInUse, LocalError
 from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
 from pilotfish_core.tokenizer import Tokenizer
 from pilotfish_core.wire import MAX_FRAME_BYTES
@@ -50,6 +50,7 @@ class VerifierServer:
         self._engine = engine
         self._tokenizer = tokenizer
         self._stopping = asyncio.Event()
+        self._failure = ""
         self.gateway: Gateway | None = None
         self.service: VerifierService | None = None
         self.port = 0
@@ -78,7 +79,12 @@ class VerifierServer:
         pb_grpc.add_VerifierServicer_to_server(self.service, self._grpc)
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
-        self._engine.start(self.gateway.listen)
+        loop = asyncio.get_running_loop()
+
+        def died(reason: str) -> None:
+            loop.call_soon_threadsafe(self._engine_died, reason)
+
+        self._engine.start(self.gateway.listen, died)
         await self._grpc.start()
         await self._set_serving(True)
         self.http_port = http_socket.getsockname()[1]
@@ -88,7 +94,7 @@ class VerifierServer:
         self._http_task = asyncio.create_task(self._http.serve(sockets=[http_socket]))
 
     async def run(self, started: Callable[[VerifierServer], None]) -> None:
-        """Serve until SIGTERM or SIGINT, then drain."""
+        """Serve until SIGTERM or SIGINT, then drain. Raises LocalError when the engine has died."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
@@ -97,7 +103,9 @@ class VerifierServer:
             started(self)
             await self._stopping.wait()
         finally:
-            await self.stop(self._config.shutdown_timeout_s)
+            await self.stop(0.0 if self._failure else self._config.shutdown_timeout_s)
+        if self._failure:
+            raise LocalError(self._failure)
 
     async def stop(self, timeout_s: float = 0.0) -> None:
         """Refuse new generations, let running ones finish within ``timeout_s``, then close everything."""
@@ -109,6 +117,11 @@ class VerifierServer:
         self._http.should_exit = True
         await self._http_task
         await asyncio.to_thread(self._engine.close)
+
+    def _engine_died(self, reason: str) -> None:
+        """Nothing can be served any more: end, so that whoever watches this process starts it again."""
+        self._failure = reason
+        self._stopping.set()
 
     async def _set_serving(self, serving: bool) -> None:
         states = health_pb2.HealthCheckResponse

@@ -26,6 +26,7 @@ from pilotfish_cloud.engine.fingerprint import fingerprint
 from pilotfish_cloud.engine.interface import (
     AdviceEvent,
     CommitEvent,
+    DeathListener,
     Engine,
     EngineEvent,
     EngineInfo,
@@ -119,6 +120,7 @@ class EmbeddedEngine(Engine):
             cloud_draft=self.scheduler.cloud_draft,
         )
         self._listener: EventListener | None = None
+        self._on_death: DeathListener | None = None
         self._inbox: list[Callable[[], None]] = []
         self._wake = threading.Condition()
         self._closing = False
@@ -153,11 +155,11 @@ class EmbeddedEngine(Engine):
 
     # -- any thread -------------------------------------------------------------------------------------------------
 
-    def start(self, listener: EventListener) -> None:
+    def start(self, listener: EventListener, on_death: DeathListener | None = None) -> None:
         """Begin stepping. Raises RuntimeError when begun or closed before."""
         if self._worker is not None or self._closing:
             raise RuntimeError("the engine was started before")
-        self._listener = listener
+        self._listener, self._on_death = listener, on_death
         self._worker = threading.Thread(target=self._run, name="pilotfish-engine", daemon=True)
         self._worker.start()
 
@@ -166,19 +168,21 @@ class EmbeddedEngine(Engine):
         if not self._post(lambda: self._on_open(request)) and self._listener is not None:
             self._listener([FailedEvent(request.key, Unavailable("this replica is shutting down"))])
 
-    def push(self, key: str, run: DraftRun) -> None:
-        """Draft tokens arrived."""
-        now = time.monotonic()  # not when a step in progress lets them in: the policy learns the device's pace from it
+    def push(self, key: str, run: DraftRun, *, now: float | None = None) -> None:
+        """Draft tokens arrived, ``now``: not when a step in progress lets them in, for the policy learns the device's
+        pace from it.
+        """
+        now = time.monotonic() if now is None else now
         self._post(lambda: self._on_message(key, lambda sequence: sequence.core.receive(run, now)))
 
-    def acknowledge(self, key: str, length: int) -> None:
+    def acknowledge(self, key: str, length: int, *, now: float | None = None) -> None:
         """The device holds the committed tokens up to ``length``."""
-        now = time.monotonic()
+        now = time.monotonic() if now is None else now
         self._post(lambda: self._on_message(key, lambda sequence: sequence.core.acknowledge(length, now)))
 
-    def steer(self, key: str, mode: Mode) -> None:
+    def steer(self, key: str, mode: Mode, *, now: float | None = None) -> None:
         """The device drafts otherwise from here on."""
-        now = time.monotonic()
+        now = time.monotonic() if now is None else now
         self._post(lambda: self._on_message(key, lambda sequence: sequence.core.steer(mode, now)))
 
     def hint(self, key: str, hint: Hint) -> None:
@@ -232,6 +236,19 @@ class EmbeddedEngine(Engine):
     # -- the worker -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # a defect: what is running would wait for ever
+            _log.critical("the engine has stopped", exc_info=error)
+            with self._wake:
+                self._closing = True
+            failure = EngineFailure("the verifier's engine has stopped; resume elsewhere", private=repr(error))
+            self._events += [FailedEvent(key, failure) for key in self._sequences]
+            self._tell()
+            if self._on_death is not None:
+                self._on_death(f"the engine has stopped: {error!r}")
+
+    def _work(self) -> None:
         step_back()  # where both share a processor, commits and drafts must not wait for the next step
         torch.set_num_threads(self.config.threads)
         idle = True  # whether the last round found nothing to run

@@ -112,6 +112,9 @@ EngineEvent = OpenedEvent | CommitEvent | AdviceEvent | FailedEvent
 # Called from the engine's own thread with all events of one step; must not block nor raise.
 EventListener = Callable[[Sequence[EngineEvent]], None]
 
+# Called once, from the engine's own thread, when it cannot go on at all; with the reason.
+DeathListener = Callable[[str], None]
+
 
 class Engine(abc.ABC):
     """Verifies drafts with the target. Methods may be called from any thread and never block on a step.
@@ -122,8 +125,8 @@ class Engine(abc.ABC):
     info: EngineInfo
 
     @abc.abstractmethod
-    def start(self, listener: EventListener) -> None:
-        """Begin stepping. ``listener`` receives every event."""
+    def start(self, listener: EventListener, on_death: DeathListener | None = None) -> None:
+        """Begin stepping. ``listener`` receives every event; ``on_death`` hears that no more will come."""
 
     @abc.abstractmethod
     def open(self, request: OpenRequest) -> None:
@@ -148,6 +151,10 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def abort(self, key: str) -> None:
         """End a generation and free what it holds. No further events for its key after those already sent."""
+
+    @abc.abstractmethod
+    def check_integrity(self) -> None:
+        """Raises IntegrityError unless all memory is accounted for. With nothing running."""
 
     @abc.abstractmethod
     def stats(self) -> EngineStats:
