@@ -30,6 +30,7 @@ from pilotfish_core.errors import (
 )
 from pilotfish_core.messages import Open, Ping
 from pilotfish_core.modes import Hint, Mode
+from pilotfish_core.prompts import PromptStore
 from pilotfish_core.tokenizer import Tokenizer
 
 MAX_PINGS: Final = 4  # waiting for their pongs; more of them say nothing new
@@ -135,6 +136,7 @@ class Gateway:
         self.tokenizer = tokenizer
         self.served_model_name = served_model_name
         self.max_unacknowledged = max_unacknowledged
+        self.prompts = PromptStore()
         self._max_backlog_bytes = max_backlog_bytes
         self._loop = asyncio.get_running_loop()
         self._keys = (str(number) for number in itertools.count(1))
@@ -180,6 +182,13 @@ class Gateway:
 
     # -- streams ----------------------------------------------------------------------------------------------------
 
+    def recall(self, opening: Open, principal: Principal) -> Open | None:
+        """``opening`` with all ids of its prompt; None when it names a prefix that is not known here."""
+        if opening.prefix is None:
+            return opening
+        ids = self.prompts.find(principal.tenant, opening.prefix)
+        return None if ids is None else dataclasses.replace(opening, prompt=(*ids, *opening.prompt), prefix=None)
+
     def open(self, opening: Open, principal: Principal) -> Stream:
         """Begin, or go on with, a generation. To be closed.
 
@@ -192,6 +201,7 @@ class Gateway:
         self._supersede(stream)
         self._streams[stream.key] = stream
         self._idle.clear()
+        self.prompts.insert(principal.tenant, opening.prompt)
         try:
             self.engine.open(
                 OpenRequest(

@@ -56,7 +56,7 @@ class VerifierService(pb_grpc.VerifierServicer):
         admitted: asyncio.Future[Stream] = loop.create_future()
         # One reader for the call's whole life, which ends with the call by itself: a read that is cancelled or timed
         # out in flight leaks in grpc.aio (grpc#43360).
-        reading = asyncio.create_task(self._read(frames, opened, admitted))
+        reading = asyncio.create_task(self._read(frames, context, opened, admitted))
         self._readers.add(reading)
         reading.add_done_callback(self._readers.discard)
         try:
@@ -82,7 +82,11 @@ class VerifierService(pb_grpc.VerifierServicer):
             gateway.close(stream)
 
     async def _read(
-        self, frames: AsyncIterator[pb.DeviceFrame], opened: asyncio.Future[Open], admitted: asyncio.Future[Stream]
+        self,
+        frames: AsyncIterator[pb.DeviceFrame],
+        context: Context,
+        opened: asyncio.Future[Open],
+        admitted: asyncio.Future[Stream],
     ) -> None:
         """Read to the end of the call. What goes wrong goes to ``opened``, once that is settled to the stream."""
         reader = DeviceFrameReader()
@@ -96,7 +100,11 @@ class VerifierService(pb_grpc.VerifierServicer):
                         raise ProtocolViolation("the first frame must carry open")
                     if opened.done():
                         return  # too late
-                    opened.set_result(first)
+                    whole = self._gateway.recall(first, ANYONE)
+                    if whole is None:  # nobody else writes yet
+                        await context.write(CloudFrameWriter().prefix_unknown())
+                        continue
+                    opened.set_result(whole)
                     stream = await admitted
                 for message in messages:
                     self._take(message, stream)

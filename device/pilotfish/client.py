@@ -27,6 +27,7 @@ from pilotfish_core.drafter import Drafter
 from pilotfish_core.errors import Cancelled, InvalidParameter, InvalidRequest
 from pilotfish_core.modes import Arm, Hint, Objective
 from pilotfish_core.parameters import SamplingParams
+from pilotfish_core.prompts import SentPrompts
 from pilotfish_core.tokenizer import Tokenizer
 
 __all__ = ["AsyncClient", "AsyncStream", "Client", "Stream"]
@@ -86,6 +87,7 @@ class AsyncClient:
         )
         self._hint = hint or Hint()
         self._memory = PolicyMemory()
+        self._prompts = SentPrompts()
         self._allow_other_fingerprint = allow_other_fingerprint
         self._executor = DraftThread()
         self._prepared = Preparation(draft, tokenizer, model, self._executor)
@@ -177,6 +179,7 @@ class AsyncClient:
                 allow_other_fingerprint=self._allow_other_fingerprint,
                 memory=self._memory,
                 hint=self._hint,
+                prompts=self._prompts,
             )
         )
         stream = AsyncStream(driver, deadline)
