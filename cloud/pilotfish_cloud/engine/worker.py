@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final
 
+from pilotfish_cloud.engine.event_codec import pack
 from pilotfish_cloud.engine.interface import EngineEvent
 from pilotfish_core.errors import LocalError, MissingExtra, PilotfishError
 from pilotfish_core.scheduling import IntegrityError
@@ -101,7 +102,7 @@ class _Worker:
                 self._send((complaint,))
 
     def _tell(self, events: Sequence[EngineEvent]) -> None:
-        self._send(list(events))
+        self._send(pack(events))
 
     def _died(self, reason: str) -> None:
         _log.critical("%s", reason)
