@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from typing import Any, Final
+from typing import Final
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from pilotfish_cloud.edge import abort
+from pilotfish_cloud.edge import AUTHORIZATION_METADATA, Context, abort, receive
 from pilotfish_cloud.engine.interface import AdviceEvent, CommitEvent, OpenedEvent
 from pilotfish_cloud.gateway import Gateway, Stream
-from pilotfish_cloud.principal import ANYONE
+from pilotfish_cloud.principal import ANYONE, Principal
 from pilotfish_core.drafts import DraftRun
 from pilotfish_core.errors import DeadlineExceeded, PilotfishError, ProtocolViolation
 from pilotfish_core.messages import PROTOCOL_VERSION, Acknowledged, Open, Opened, Ping
@@ -26,14 +26,21 @@ TOKENIZER_CHUNK_BYTES: Final = 64 * 1024
 OPEN_TIMEOUT_S: Final = 20.0  # from the call's beginning to its open
 CUT_AFTER_S: Final = 10.0  # that a peer gets to read what is there, once its generation has failed
 
-Context = grpc.aio.ServicerContext[Any, Any]
-
 
 class VerifierService(pb_grpc.VerifierServicer):
     """Connects calls with the gateway. Lives on the gateway's event loop."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        authenticate: Callable[[str | None], Principal] = lambda _: ANYONE,
+        *,
+        cut_after_s: float = CUT_AFTER_S,
+    ) -> None:
+        """``authenticate``: who sent an Authorization header, None for a call without one; raises Unauthenticated."""
         self._gateway = gateway
+        self._authenticate = authenticate
+        self._cut_after_s = cut_after_s
         self._readers: set[asyncio.Task[None]] = set()
         self.on_written: Callable[[float], None] | None = None  # told the seconds from a step's end to its bytes
 
@@ -49,21 +56,25 @@ class VerifierService(pb_grpc.VerifierServicer):
             await abort(context, error)
 
     async def _generate(self, frames: AsyncIterator[pb.DeviceFrame], context: Context) -> None:
+        metadata = receive(context)
+        principal = self._authenticate(metadata.get(AUTHORIZATION_METADATA))
         gateway = self._gateway
         gateway.check_open()
         loop = asyncio.get_running_loop()
+        remaining = context.time_remaining()
+        deadline = None if remaining is None else loop.time() + remaining
         opened: asyncio.Future[Open] = loop.create_future()
         admitted: asyncio.Future[Stream] = loop.create_future()
         # One reader for the call's whole life, which ends with the call by itself: a read that is cancelled or timed
         # out in flight leaks in grpc.aio (grpc#43360).
-        reading = asyncio.create_task(self._read(frames, context, opened, admitted))
+        reading = asyncio.create_task(self._read(frames, context, principal, opened, admitted))
         self._readers.add(reading)
         reading.add_done_callback(self._readers.discard)
         try:
             await asyncio.wait([opened], timeout=OPEN_TIMEOUT_S)
             if not opened.done():
                 raise DeadlineExceeded(f"no open within {OPEN_TIMEOUT_S:.0f} s")
-            stream = gateway.open(opened.result(), ANYONE)
+            stream = gateway.open(opened.result(), principal, deadline=deadline, metadata=metadata)
         except BaseException:
             opened.cancel()
             admitted.cancel()
@@ -72,7 +83,7 @@ class VerifierService(pb_grpc.VerifierServicer):
         cut: list[asyncio.TimerHandle] = []
         task = asyncio.current_task()
         if task is not None:
-            stream.on_failed = lambda: cut.append(loop.call_later(CUT_AFTER_S, task.cancel))
+            stream.on_failed = lambda: cut.append(loop.call_later(self._cut_after_s, task.cancel))
         try:
             await self._write(stream, context)
         finally:
@@ -85,6 +96,7 @@ class VerifierService(pb_grpc.VerifierServicer):
         self,
         frames: AsyncIterator[pb.DeviceFrame],
         context: Context,
+        principal: Principal,
         opened: asyncio.Future[Open],
         admitted: asyncio.Future[Stream],
     ) -> None:
@@ -100,7 +112,7 @@ class VerifierService(pb_grpc.VerifierServicer):
                         raise ProtocolViolation("the first frame must carry open")
                     if opened.done():
                         return  # too late
-                    whole = self._gateway.recall(first, ANYONE)
+                    whole = self._gateway.recall(first, principal)
                     if whole is None:  # nobody else writes yet
                         await context.write(CloudFrameWriter().prefix_unknown())
                         continue
@@ -166,6 +178,10 @@ class VerifierService(pb_grpc.VerifierServicer):
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:
         """What is served here."""
+        try:
+            self._authenticate(receive(context).get(AUTHORIZATION_METADATA))
+        except PilotfishError as error:
+            await abort(context, error)
         info = self._gateway.engine.info
         model = pb.Model(
             name=self._gateway.served_model_name,
@@ -183,6 +199,7 @@ class VerifierService(pb_grpc.VerifierServicer):
     ) -> AsyncIterator[pb.TokenizerChunk]:
         """tokenizer.json, in chunks."""
         try:
+            self._authenticate(receive(context).get(AUTHORIZATION_METADATA))
             self._gateway.check_model(request.model)
         except PilotfishError as error:
             await abort(context, error)

@@ -128,9 +128,11 @@ class DeviceFrameReader:
         return messages
 
     def _open(self, message: pb.Open) -> Open:
-        opening = open_from_wire(message)
-        if self._opened is not None and (self._opened.prefix is None or opening.prefix is not None):
+        if self._opened is not None and self._opened.prefix is None:
             raise ProtocolViolation("a second open")
+        opening = open_from_wire(message)
+        if self._opened is not None and opening.prefix is not None:
+            raise ProtocolViolation("a second open by hash")
         if self._opened is not None and opening.prompt_length != self._opened.prompt_length:
             raise ProtocolViolation(
                 f"the prompt had {self._opened.prompt_length} tokens by hash and has {opening.prompt_length} by ids"

@@ -57,9 +57,9 @@ async def verifier() -> AsyncIterator[Verifier]:
 
 @contextlib.asynccontextmanager
 async def connected(verifier: Verifier, **options: Any) -> AsyncIterator[AsyncClient]:
-    """A client; without a drafter the target decodes alone."""
+    """A client; without a drafter the target decodes alone. ``server``: another address of it."""
     alone = {"draft": None, "arm": "cloud"} if options.get("draft") is None else {}
-    async with AsyncClient(verifier.address, **alone | options) as client:
+    async with AsyncClient(options.pop("server", verifier.address), **alone | options) as client:
         yield client
 
 

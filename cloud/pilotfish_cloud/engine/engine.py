@@ -204,10 +204,11 @@ class EmbeddedEngine(Engine):
     def stats(self) -> EngineStats:
         """A snapshot of the counters."""
         counts, blocks, cache = self.scheduler.counts, self.scheduler.blocks, self.scheduler.cache
+        buckets = tuple(zip(STEP_BUCKETS, itertools.accumulate(self._step_histogram), strict=True))
         return EngineStats(
-            steps=counts.steps,
+            steps=buckets[-1][1],
             step_seconds=self._step_seconds,
-            step_buckets=tuple(zip(STEP_BUCKETS, itertools.accumulate(self._step_histogram), strict=True)),
+            step_buckets=buckets,
             prefill_rows=counts.prefill_rows,
             decode_rows=counts.decode_rows,
             draft_rows=counts.draft_rows,

@@ -85,7 +85,7 @@ class EngineProcess(Engine):
             )
         connection = Connection(ours.detach())
         try:
-            connection.send((config, logging.getLogger().getEffectiveLevel()))
+            connection.send(config)
             return cls(process, connection)
         except BaseException as error:
             connection.close()

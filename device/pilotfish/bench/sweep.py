@@ -13,6 +13,7 @@ from pilotfish.bench.runner import Measured, Runner, Tokens, Work, answer
 from pilotfish.bench.settings import Settings
 from pilotfish.bench.stage import Stage
 from pilotfish.client import AsyncClient
+from pilotfish.credentials import Credentials
 from pilotfish.foreign_text import one_line
 from pilotfish.transport import Transport, parse_addresses
 from pilotfish_core.drafter import Drafter
@@ -68,7 +69,9 @@ async def sweep(settings: Settings, stage: Stage, progress: Progress, done: Done
 
 async def describe(server: str, model: str) -> Target:
     """Ask the verifier what it serves. Raises UnknownModel, Unavailable and the like."""
-    transport = Transport(parse_addresses(server))
+    addresses, credentials = parse_addresses(server), Credentials.load()
+    credentials.check_addresses(addresses, insecure=False)
+    transport = Transport(addresses, credentials)
     try:
         served = (await transport.describe()).models
     finally:
