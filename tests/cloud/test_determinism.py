@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pilotfish_cloud.engine import determinism
-from pilotfish_cloud.engine.attention import AttentionRule
+from pilotfish_cloud.engine.attention_plan import AttentionRule
 from pilotfish_cloud.engine.engine import EmbeddedEngine
 from pilotfish_cloud.engine.engine_config import EngineConfig
 from pilotfish_cloud.engine.loading import load_model
