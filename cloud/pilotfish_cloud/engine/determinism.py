@@ -190,12 +190,15 @@ def _vectorises(runner: ModelRunner, rows: int) -> bool:
 
 
 @torch.inference_mode()
-def self_check(runner: ModelRunner, *, length: int = KV_MULTIPLE + 12, rows: int = 128) -> int:
+def self_check(runner: ModelRunner, *, length: int | None = None, rows: int = 128) -> int:
     """Positions of the real model whose logits differ between ways to compute them; 0 when the rule holds.
 
-    The last ``rows`` of ``length`` positions are computed, upon random keys and values. Needs two free arenas, and
-    leaves them wiped.
+    The last ``rows`` of ``length`` positions are computed, upon random keys and values. None: just so many that the
+    last ones need a second block of keys, or leave the first one out where layers have a window. Needs two free
+    arenas, and leaves them wiped.
     """
+    if length is None:
+        length = KV_MULTIPLE + (runner.shape.window or 0) + 12
     length = min(length, runner.store.capacity)
     rows = min(rows, length)
     tail, start = min(8, rows // 2), length - rows
