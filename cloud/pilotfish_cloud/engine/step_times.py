@@ -8,7 +8,7 @@ from typing import Final
 
 import torch
 
-from pilotfish_cloud.engine.attention import Segment
+from pilotfish_cloud.engine.attention_plan import Segment
 from pilotfish_cloud.engine.model_runner import ModelRunner
 
 CONTEXT: Final = 64  # tokens before the rows
