@@ -7,7 +7,9 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,11 +70,31 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--shutdown-timeout", type=float, default=30.0, help="seconds to finish in after SIGTERM")
     serve.add_argument("--insecure", action="store_true", help="allow a bind beyond loopback without keys and TLS")
     serve.add_argument("--json", action="store_true", help="print the ready line as JSON")
+    serve.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
     serve.add_argument("--log-level", default="warning", choices=("debug", "info", "warning", "error"))
     return parser
 
 
+def _end_with_stdin() -> None:
+    """From now on the end of standard input is a SIGTERM: whoever started this verifier may be killed before it can
+    end it. In a thread, since models load for longer than a killed parent should be outlived.
+    """
+
+    def wait() -> None:
+        try:
+            while os.read(0, 4096):
+                pass
+        except OSError:  # there is none
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    # Not through sys.stdin: a thread that waits in there holds a lock that the interpreter wants at its end.
+    threading.Thread(target=wait, name="pilotfish-stdin", daemon=True).start()
+
+
 def _serve(arguments: argparse.Namespace) -> None:
+    if arguments.until_stdin_closes:
+        _end_with_stdin()
     model = Path(arguments.model).expanduser()
     draft_model = arguments.draft_model.expanduser() if arguments.draft_model is not None else None
     config = ServerConfig(
