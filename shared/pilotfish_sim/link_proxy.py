@@ -20,6 +20,7 @@ from pilotfish_sim.links import SEGMENT, Change, Cut, Direction, LinkSpec
 
 READ_BYTES: Final = 64 * 1024
 MAX_FLIGHT_BYTES: Final = 16 * 1024 * 1024  # on their way in one direction of a connection
+MAX_CONNECTIONS: Final = 400  # at a time: select(2) takes no file descriptor from 1024 on
 
 
 @dataclasses.dataclass(slots=True)
@@ -99,7 +100,7 @@ class LinkProxy:
 
     async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         cut = self.spec.cut_at(self.age_s)
-        if cut is not None and cut.reset:
+        if (cut is not None and cut.reset) or len(self._connections) >= MAX_CONNECTIONS:
             self.counts.refused += 1
             writer.transport.abort()
             return
