@@ -1,4 +1,4 @@
-"""``pilotfish-sim``: the engineer's command. What takes long to import is imported in ``main``, where Ctrl-C is minded."""
+"""``pilotfish-sim``: the engineer's command. Imports that take long are in ``main``, where Ctrl-C is minded."""
 
 from __future__ import annotations
 

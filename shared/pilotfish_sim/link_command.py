@@ -8,7 +8,7 @@ import dataclasses
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -172,22 +172,32 @@ async def _serve(
 
 async def _obey(proxy: LinkProxy, tell: Callable[[str, dict[str, Any]], None]) -> None:
     """Carry out what standard input says, to its end. Raises LocalError when it cannot be waited for."""
-    reader = asyncio.StreamReader(limit=_LONGEST_LINE)
+    reader = asyncio.StreamReader()
     try:
         await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     except (OSError, ValueError, AttributeError):  # a file; or closed, and then there is no sys.stdin
         raise LocalError("--control: standard input is a file, or closed; expected a pipe or a terminal") from None
-    while not reader.at_eof():
-        line = ""
+    async for line in _lines(reader):
         try:
-            line = (await reader.readline()).decode(errors="replace").strip()
-            if line:
-                _obey_line(proxy, line)
-                tell("changed", {"line": line})
+            _obey_line(proxy, line)
+            tell("changed", {"line": line})
         except PilotfishError as error:
             tell("refused", {"line": line, "reason": str(error)})
-        except ValueError:  # what the reader says of a line that it has dropped
-            tell("refused", {"line": "", "reason": f"a line is longer than {_LONGEST_LINE} bytes"})
+
+
+async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[str]:
+    """Lines that are not empty; of a long one the beginning."""
+    line = b""
+    while data := await reader.read(4096):
+        *ends, begun = data.split(b"\n")
+        for end in ends:
+            text = (line + end)[:_LONGEST_LINE].decode(errors="replace").strip()
+            line = b""
+            if text:
+                yield text
+        line = (line + begun)[:_LONGEST_LINE]
+    if text := line.decode(errors="replace").strip():
+        yield text
 
 
 def _obey_line(proxy: LinkProxy, line: str) -> None:
