@@ -1,8 +1,8 @@
 """The link emulator: a TCP proxy on this machine that delays what passes as a ``LinkSpec`` says.
 
 Applications meet a link as TCP shows it: bytes come late, in order, or not at all. The proxy reads segments, asks the
-model when they would have come out, and writes them then. Meant to run in a process of its own (``run``): its loop
-waits with select(2), whose timeout has microseconds where epoll rounds up to the next millisecond.
+model when they would have come out, and writes them then. Meant to run in a process of its own (``run``), whose timers
+are punctual.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import selectors
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from pilotfish_core.errors import AddressInUse
 from pilotfish_sim.link_lane import READ_BYTES, End, Lane
 from pilotfish_sim.links import Change, Cut, Direction, LinkSpec
+from pilotfish_sim.punctual import PunctualSelector
 
 MAX_CONNECTIONS: Final = 400  # at a time: select(2) takes no file descriptor from 1024 on
 
@@ -190,9 +190,5 @@ class _Connection:
 
 def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
     """``main`` on a loop whose timers are exact to some tens of microseconds."""
-
-    def precise_loop() -> asyncio.AbstractEventLoop:
-        return asyncio.SelectorEventLoop(selectors.SelectSelector())
-
-    with asyncio.Runner(loop_factory=precise_loop) as runner:
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(PunctualSelector())) as runner:
         return runner.run(main())
