@@ -270,6 +270,24 @@ def test_in_lockstep_the_cloud_waits_for_a_run_but_not_for_ever() -> None:
     assert not core.held(4.2)
 
 
+def test_a_device_that_let_its_turn_pass_is_not_waited_for_until_it_is_back() -> None:
+    """Its drafter may hang: that costs one turn, not one for each token."""
+    core = sequence("a", [1, 2, 3], 30).core
+    core.steer(Mode(Pacing.LOCKSTEP), 0.0)
+    core.draft(8, 0.0)
+    core.step([5], 1.0)
+    late = 1.0 + CloudLimits().lockstep_timeout_s
+    assert not core.held(late)
+    for token in (6, 7):
+        core.draft(8, late)
+        core.step([token], late)
+        assert not core.held(late)
+    core.receive(DraftRun(0, 6, ()), late)  # it is back, with nothing
+    core.draft(8, late)
+    core.step([8], late)
+    assert core.held(late)
+
+
 def test_what_the_cloud_drafts_is_no_draft_to_the_device() -> None:
     core = sequence("a", [1, 2, 3], 30).core
     core.own = OwnDraft(CloudDraft.NGRAM, OwnRecord())
