@@ -32,7 +32,7 @@ class DraftWorker:
     """One generation's drafter context. At most one task is in the executor at a time, as the core asks.
 
     ``done`` is called on the event loop with the result of each task. A token outside the vocabulary counts as a
-    failure of the drafter: the verifier would end the whole answer over it. More tokens than were asked for are dropped.
+    failure of the drafter: the verifier would end the whole answer over it. More tokens than asked for are dropped.
     """
 
     def __init__(

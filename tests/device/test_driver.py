@@ -255,7 +255,8 @@ async def answer_with(drafter: BadDrafter, **options: Any) -> tuple[ScriptedTran
 
 
 @pytest.mark.parametrize(
-    "error", [RuntimeError("broken"), StopIteration("odd"), SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()]
+    "error",
+    [RuntimeError("broken"), StopIteration("odd"), SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()],
 )
 async def test_a_drafter_that_raises_ends_the_drafting_not_the_answer(error: BaseException) -> None:
     _, result = await answer_with(BadDrafter(BadContext(raising(error))))
@@ -272,7 +273,7 @@ async def test_of_too_many_draft_tokens_those_asked_for_are_taken(arm: Arm) -> N
 
 
 async def test_what_a_drafter_returns_need_not_be_pythons_own_numbers() -> None:
-    verifier, result = await answer_with(BadDrafter(BadContext(lambda count: np.full(count, 65, dtype=np.int64))))
+    _, result = await answer_with(BadDrafter(BadContext(lambda count: np.full(count, 65, dtype=np.int64))))
     assert result.metrics.drafter_error is None
 
 
