@@ -14,7 +14,7 @@ from pilotfish_cloud.check_command import run_check
 from pilotfish_cloud.config import ServerConfig
 from pilotfish_cloud.keys_command import add_keys_parser, run_keys
 from pilotfish_cloud.options import PREFIX, Layered, add_flags, options_of
-from pilotfish_cloud.serve_command import run_serve
+from pilotfish_cloud.serve_command import end_with_stdin, run_serve
 from pilotfish_core.errors import PilotfishError
 
 
@@ -38,6 +38,8 @@ def _run(arguments: argparse.Namespace) -> int:
     logs.set_up(config.log_level, config.log_format)
     if arguments.command == "check":
         return run_check(config, origins, as_json=arguments.json)
+    if arguments.until_stdin_closes:
+        end_with_stdin()
     return run_serve(config, as_json=arguments.json)
 
 
@@ -66,5 +68,6 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--config", metavar="FILE", help="TOML file of options")
         command.add_argument("--json", action="store_true", help=what)
         add_flags(command, options_of(ServerConfig))
+    serve.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
     add_keys_parser(commands)
     return parser

@@ -6,6 +6,8 @@ import asyncio
 import json
 import logging
 import os
+import signal
+import threading
 from typing import TYPE_CHECKING
 
 from pilotfish_cloud.config import ServerConfig, is_loopback
@@ -47,6 +49,23 @@ def run_serve(config: ServerConfig, *, as_json: bool) -> int:
 
     asyncio.run(VerifierServer(config, engine, engine.tokenizer).run(started))
     return 0
+
+
+def end_with_stdin() -> None:
+    """From now on the end of standard input is a SIGTERM: whoever started this verifier may be killed before it can
+    end it. In a thread, since models load for longer than a killed parent should be outlived.
+    """
+
+    def wait() -> None:
+        try:
+            while os.read(0, 4096):
+                pass
+        except OSError:  # there is none
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    # Not through sys.stdin: a thread that waits in there holds a lock that the interpreter wants at its end.
+    threading.Thread(target=wait, name="pilotfish-stdin", daemon=True).start()
 
 
 def _load(config: ServerConfig) -> EmbeddedEngine | EngineProcess:

@@ -83,8 +83,14 @@ class AsyncClient:
         if cloud not in ("auto", "never"):
             raise InvalidParameter.of("cloud", cloud, "'auto' or 'never'")
         self._alone = cloud == "never" or arm == Arm.DEVICE_ONLY
+        named = None if arm is None else _choice("arm", Arm, arm)
+        if cloud == "never" and named not in (None, Arm.AUTO, Arm.DEVICE_ONLY):
+            raise InvalidParameter.of("arm", str(named), "device-only, or none: with cloud='never' nothing is sent")
+        drafts = isinstance(draft, Drafter) or draft not in (None, "none")
         if self._alone and not isinstance(draft, Drafter) and draft in (None, "none", "auto", "ngram"):
             raise InvalidParameter.of("draft", draft, "a draft model: without the cloud it writes the answer")
+        if named is not None and named.device_drafts and not drafts:
+            raise InvalidParameter.of("draft", draft, f"something to draft with, for the arm {named}")
         addresses = () if self._alone else parse_addresses(server)
         credentials = Credentials()
         if not self._alone:
@@ -95,7 +101,7 @@ class AsyncClient:
         config = config or DeviceConfig(window=window)
         self._config = dataclasses.replace(
             config,
-            arm=config.arm if arm is None else _choice("arm", Arm, arm),
+            arm=config.arm if named is None else named,
             objective=config.objective if objective is None else _choice("objective", Objective, objective),
         )
         self._hint = hint or Hint()

@@ -7,11 +7,10 @@ import dataclasses
 import json
 import logging
 import sys
-from pathlib import Path
 from typing import Any, Final
 
 from pilotfish.client import Client, Stream
-from pilotfish.files import check_replaceable
+from pilotfish.files import check_replaceable, read_prompt
 from pilotfish.output import note, show
 from pilotfish.result import Result
 from pilotfish.signals import Stopped, held
@@ -233,10 +232,9 @@ def _prompt(arguments: argparse.Namespace) -> str:
     name = arguments.prompt_file
     if name is None:
         raise InvalidParameter("give a prompt: --prompt TEXT, --prompt-file F (or '-'), or --resume F")
-    try:
-        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidParameter(f"--prompt-file {name} cannot be read: {error}") from None
+    if name == "-" and sys.stdin is None:
+        raise InvalidParameter("--prompt-file - cannot be read: standard input is closed")
+    return read_prompt(f"--prompt-file {name}", sys.stdin.buffer if name == "-" else name)
 
 
 def _params(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -43,9 +43,7 @@ class LoadedModel:
         return str(self.dtype).removeprefix("torch.")
 
 
-def load_model(
-    folder: str | Path, *, dtype: str = "bfloat16", device: str | torch.device = "cpu"
-) -> LoadedModel:
+def load_model(folder: str | Path, *, dtype: str = "bfloat16", device: str | torch.device = "cpu") -> LoadedModel:
     """Load ``folder`` onto ``device``.
 
     Raises ModelLoadError (file and reason), InvalidParameter for an unknown dtype or device, LocalError for a device
