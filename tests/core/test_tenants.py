@@ -28,10 +28,9 @@ def scheduler(
 
 
 def many(count: int, *, prompt: int = 8, first: int = 0, tokens: int = 100) -> list[Stream]:
+    """Whose junk is there at once, so that every step has it to verify."""
     return [
-        Stream(
-            f"many {number}", prompt=prompt, tokens=tokens, tenant="many", acceptance=0.0, response=0.005, gap=0.0005
-        )
+        Stream(f"many {number}", prompt=prompt, tokens=tokens, tenant="many", response=0.0, gap=0.0)
         for number in range(first, first + count)
     ]
 
@@ -72,7 +71,7 @@ def test_one_generation_beside_fifty_with_junk_drafts_keeps_its_share(
     cloud = VirtualCloud(scheduler(seats=seats, rows=rows, blocks=blocks), linear)
     cloud.add(*many(50))
     cloud.run(2.0)
-    cloud.add(Stream("one", prompt=prompt, tokens=200, tenant="one", acceptance=0.8, response=0.005, gap=0.0005))
+    cloud.add(Stream("one", prompt=prompt, tokens=200, tenant="one", acceptance=0.8, response=0.0, gap=0.0005))
     watch = Watch(cloud, "one")
     share = 0.0
     while "one" in cloud.streams:
@@ -85,7 +84,7 @@ def test_one_generation_beside_fifty_with_junk_drafts_keeps_its_share(
 def test_with_the_goodput_policy_the_one_gets_its_useful_rows() -> None:
     cloud = VirtualCloud(scheduler(Goodput(DRAFTS)), lambda rows, context: 0.03 + 0.00001 * rows)
     cloud.add(*many(50, tokens=500))
-    cloud.add(Stream("one", tokens=500, tenant="one", acceptance=0.9, response=0.005, gap=0.0005))
+    cloud.add(Stream("one", tokens=500, tenant="one", acceptance=0.9, response=0.0, gap=0.0005))
     assert Watch(cloud, "one").run(10.0) >= 0.8
 
 
@@ -103,7 +102,7 @@ def test_a_tenant_of_twice_the_weight_gets_twice_the_rows() -> None:
     for number in range(20):
         for tenant, weight in (("light", 1.0), ("heavy", 2.0)):
             stream = Stream(
-                f"{tenant} {number}", prompt=50, tokens=900, tenant=tenant, weight=weight, response=0.001, gap=0.0001
+                f"{tenant} {number}", prompt=50, tokens=900, tenant=tenant, weight=weight, response=0.0, gap=0.0
             )
             cloud.add(stream)
     rows = {"light": 0, "heavy": 0}
@@ -118,7 +117,7 @@ def test_a_tenant_that_was_idle_does_not_shut_the_others_out() -> None:
     cloud.add(*many(16, tokens=400))
     cloud.run(5.0)
     for number in range(16):
-        cloud.add(Stream(f"late {number}", tokens=400, tenant="late", response=0.005, gap=0.0005))
+        cloud.add(Stream(f"late {number}", tokens=400, tenant="late", response=0.0, gap=0.0))
     rows = {"many": 0, "late": 0}
     for step in cloud.steps(10.0):
         for entry in step.scheduled:

@@ -202,6 +202,8 @@ class EmbeddedEngine(Engine):
             failures=self._failures,
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
+            waiting_tokens=self.scheduler.waiting.tokens,
+            tenants=len(self.scheduler.counters),
             blocks_total=blocks.num_blocks,
             blocks_held=blocks.num_held,
             blocks_kept=blocks.num_kept,

@@ -49,6 +49,8 @@ class EngineStats:
     failures: int
     running: int
     waiting: int
+    waiting_tokens: int  # of their prompts, and what was committed of those that were preempted
+    tenants: int  # with unfinished generations
     blocks_total: int
     blocks_held: int
     blocks_kept: int

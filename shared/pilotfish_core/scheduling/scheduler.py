@@ -213,12 +213,14 @@ class Scheduler:
         return planned | {sequence: (rows, 0) for sequence, rows in prefill.items() if rows}
 
     def _worthwhile(self, decoding: list[Sequence], budget: int, now: float) -> dict[Sequence, int]:
-        """The rows of drafts that pay."""
+        """The rows of drafts that pay; within the budget when one tenant has it to itself."""
         available = [
             min(sequence.core.draftable, sequence.max_len - sequence.committed_len - 1) for sequence in decoding
         ]
         if not any(available):
             return dict.fromkeys(decoding, 0)
+        if len(self.counters) > 1:
+            budget = max(budget, sum(available))
         return dict(zip(decoding, self.policy.draft_rows(decoding, available, budget, now), strict=True))
 
     def _ration(
@@ -251,11 +253,12 @@ class Scheduler:
     ) -> None:
         """Give a planned sequence its blocks, preempting those behind it if need be, and put it into the step."""
         start = sequence.computed_len
-        if not self.seats.grow(sequence, start + committed + drafts):
-            drafts = 0  # drafts never cost another sequence its KV
-            while not self.seats.grow(sequence, start + committed):
+        if not self.seats.grow(sequence, start + committed + drafts, placed):
+            while not self.seats.grow(sequence, start + committed, placed):
                 if self.seats.give_way(step, placed) is sequence:
                     return
+            room = len(sequence.block_table) * self.blocks.block_size - start - committed
+            drafts = min(drafts, room)  # drafts never cost another sequence its KV
         placed.add(sequence)
         yields = start + committed == sequence.committed_len
         draft = sequence.core.draft(drafts, now) if yields else ()

@@ -7,8 +7,8 @@ keeps when it is preempted: only finitely many are ever senior to it, so it is n
 
 **Admission.** The tenant with the lowest counter comes first, within it those that were preempted, then by arrival.
 Whoever does not fit for want of blocks makes those behind wait too, or long prompts would never get in. A tenant that
-wants a seat or blocks takes them from another one that has more of its generations running, but only as far as it is
-not left with more than that one: then nothing would be won, and they would take turns at recomputing.
+wants a seat or blocks takes them from another one that was served no less and has more generations running, but only
+as far as it is not left with more than that one: then nothing would be won, and they would take turns at recomputing.
 """
 
 from __future__ import annotations
@@ -74,16 +74,30 @@ class Seats:
             tenant = sequence.tenant
             ahead[tenant] = ahead.get(tenant, 0.0) + sequence.uncomputed / self.counters.weight(tenant)
 
-    def grow(self, sequence: Sequence, num_tokens: int) -> bool:
-        """Give a running sequence blocks for ``num_tokens`` positions, if there are any free."""
+    def grow(self, sequence: Sequence, num_tokens: int, placed: Collection[Sequence]) -> bool:
+        """Give a running sequence blocks for ``num_tokens`` positions, if there are any free, or any that those behind
+        it that are not ``placed`` in the step took for drafts and hold without need.
+        """
         missing = self.blocks.blocks_for(num_tokens) - len(sequence.block_table)
         if missing <= 0:
             return True
+        for other in reversed(self.running):
+            if missing <= self.blocks.num_free or other is sequence:
+                break
+            if other not in placed:
+                self._trim(other)
         blocks = self.blocks.allocate(missing)
         if blocks is None:
             return False
         sequence.block_table.extend(blocks)
         return True
+
+    def _trim(self, sequence: Sequence) -> None:
+        """Free its blocks beyond what is committed: nothing that is worth anything is in them."""
+        needed = self.blocks.blocks_for(sequence.committed_len)
+        for block in reversed(sequence.block_table[needed:]):
+            self.blocks.release(block, keep=False)
+        del sequence.block_table[needed:]
 
     def give_way(self, step: ScheduledStep, placed: Collection[Sequence]) -> Sequence:
         """Preempt the last in rank, a paused one first, but none of those ``placed`` in the step; returns it."""
@@ -139,20 +153,28 @@ class Seats:
         self.running.sort(key=ranks.__getitem__)
 
     def _next(self, ahead: Mapping[str, float], now: float, *, full: bool) -> Sequence | None:
-        """Whose turn it is: of the tenant with the lowest counter, or when all seats are taken of the one with the
-        fewest: when nobody owes it one, nobody owes the others one.
+        """Whose turn it is: of the tenant with the lowest counter; when all seats are taken, of those to whom another
+        tenant owes one.
         """
         seats: dict[str, int] = {}
-        if full:
-            for sequence in self.running:
-                seats[sequence.tenant] = seats.get(sequence.tenant, 0) + 1
-        best: tuple[tuple[float, float, int], Sequence] | None = None
-        for tenant in self.waiting.tenants:
+        for sequence in self.running if full else ():
+            seats[sequence.tenant] = seats.get(sequence.tenant, 0) + 1
+        spare = [
+            ((count - 1) / self.counters.weight(tenant), self.counters.counter(tenant))
+            for tenant, count in seats.items()
+            if count > 1
+        ]
+        best: tuple[tuple[float, int], Sequence] | None = None
+        for tenant in self.waiting.tenants if spare or not full or self._paused() else ():
             head = self.waiting.first(tenant, now)
             if head is None:
                 continue
-            need = (seats.get(tenant, 0) + 1) / self.counters.weight(tenant) if full else 0.0
-            key = (need, self.counters.counter(tenant) + ahead.get(tenant, 0.0), head.arrival)
+            counter = self.counters.counter(tenant) + ahead.get(tenant, 0.0)
+            if full and not self._paused():
+                after = (seats.get(tenant, 0) + 1) / self.counters.weight(tenant)
+                if not any(left >= after and theirs >= counter for left, theirs in spare):
+                    continue
+            key = (counter, head.arrival)
             if best is None or key < best[0]:
                 best = (key, head)
         return None if best is None else best[1]
@@ -193,7 +215,7 @@ class Seats:
 
     def _owing(self, sequence: Sequence, *, blocks: int) -> Iterator[Sequence]:
         """Those whose seats the waiting ``sequence`` may take, which needs so many ``blocks``: of other tenants that
-        keep at least as many seats, and blocks, for their weight as its own will have.
+        were served no less and keep at least as many seats, and blocks, for their weight as its own will have.
         """
         counters, own = self.counters, self._seats_of(sequence.tenant)
         weight = counters.weight(sequence.tenant)
@@ -204,7 +226,7 @@ class Seats:
             count, total = left.get(one.tenant, (0, 0))
             left[one.tenant] = (count + 1, total + len(one.block_table))
         for victim in reversed(self.running):
-            if victim.tenant == sequence.tenant:
+            if counters.counter(victim.tenant) < counters.counter(sequence.tenant) or victim.tenant == sequence.tenant:
                 continue
             count, total = left[victim.tenant]
             count, total = count - 1, total - len(victim.block_table)
