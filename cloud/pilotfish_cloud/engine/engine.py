@@ -79,8 +79,8 @@ class EmbeddedEngine(Engine):
                 )
             )
         self.scheduler = Scheduler(scheduling, speculation_policy(config), drafters)
-        for rows, seconds in step_times(self.runner, most=config.max_draft_rows + 1):
-            self.scheduler.policy.observe(rows, seconds)
+        for rows, load, seconds in step_times(self.runner, most=config.max_draft_rows + 1):
+            self.scheduler.policy.observe(rows, seconds, load)
         self._sampler = StepSampler(self.tokenizer)
         limits = CloudLimits(
             max_draft_tokens=config.max_draft_tokens,
@@ -294,7 +294,7 @@ class EmbeddedEngine(Engine):
         outcomes = self._sampler.sample(step.scheduled, computed)
         now = time.monotonic()
         if all(entry.committed == 1 and entry.yields for entry in step.scheduled):
-            self.scheduler.policy.observe(step.num_rows, now - began)
+            self.scheduler.policy.observe(step.num_rows, now - began, step.load)
         done = self.scheduler.complete(step, outcomes, now)
         self.runner.keep(done.stores)
         for sequence, commit in done.commits:

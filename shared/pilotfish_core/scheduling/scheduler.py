@@ -19,7 +19,7 @@ from pilotfish_core.own_draft import OwnDraft, OwnRecord
 from pilotfish_core.scheduling.block_manager import IntegrityError
 from pilotfish_core.scheduling.cloud_drafter import CloudDrafter
 from pilotfish_core.scheduling.fairness import TenantCounters
-from pilotfish_core.scheduling.row_policy import FixedRows, SpeculationPolicy, fair_shares, worth_saying
+from pilotfish_core.scheduling.row_policy import FixedRows, SpeculationPolicy, advice_due, fair_shares, worth_saying
 from pilotfish_core.scheduling.scheduler_config import SchedulerConfig, SchedulerCounts
 from pilotfish_core.scheduling.seats import Seats
 from pilotfish_core.scheduling.sequence import Sequence, SequenceStatus
@@ -51,6 +51,7 @@ class Scheduler:
         self.seats = Seats(config, self.counters, self.counts)
         self.cache, self.blocks = self.seats.cache, self.seats.blocks
         self._short: set[str] = set()  # tenants that got less than they wanted of the last step
+        self._together: list[Sequence] = []  # held, all that could run, until the last of them has its draft
 
     @property
     def running(self) -> list[Sequence]:
@@ -63,7 +64,15 @@ class Scheduler:
         return self.seats.waiting
 
     def has_work(self, now: float) -> bool:
-        """Whether ``schedule`` would find a runnable sequence."""
+        """Whether a step could begin: a sequence is runnable, and no draft is waited for by all of them."""
+        if self._together:
+            waited_for = any(
+                sequence.status is SequenceStatus.RUNNING and sequence.core.held(now) for sequence in self._together
+            )
+            others = [sequence for sequence in self.running if sequence not in self._together]
+            if waited_for and not self.waiting.runnable(now) and not any(other.runnable(now) for other in others):
+                return False
+            self._together = []
         return any(sequence.runnable(now) for sequence in self.running) or self.waiting.runnable(now)
 
     def add(self, sequence: Sequence) -> None:
@@ -149,14 +158,14 @@ class Scheduler:
         To be called once between ``complete`` and the next ``schedule``; apart from it because commits should be on
         their way before anybody thinks about the next step.
         """
-        advices: list[tuple[Sequence, Advice]] = []
-        for sequence, commit in done.commits:
-            if commit.finish is None and sequence.status is SequenceStatus.RUNNING:
-                self._hold(sequence, now)
-                advice = self._advice(sequence)
-                if advice is not None:
-                    advices.append((sequence, advice))
-        return advices
+        committed = [
+            sequence
+            for sequence, commit in done.commits
+            if commit.finish is None and sequence.status is SequenceStatus.RUNNING
+        ]
+        self._hold(committed, now)
+        advices = [(sequence, self._advice(sequence)) for sequence in committed if advice_due(sequence)]
+        return [(sequence, advice) for sequence, advice in advices if advice is not None]
 
     def abandon(self, step: ScheduledStep) -> None:
         """A step will not be computed: every sequence is as before it, blocks apart."""
@@ -269,11 +278,18 @@ class Scheduler:
         else:
             self.counts.prefill_rows += committed
 
-    def _hold(self, sequence: Sequence, now: float) -> None:
-        hold = self.policy.hold(sequence, len(self.running) - 1, now)
-        if hold is not None:
-            self.counts.holds += 1
-            sequence.core.hold(now + hold.seconds, hold.tokens)
+    def _hold(self, committed: list[Sequence], now: float) -> None:
+        """Let the policy hold those who have just committed; when all are held, they wait for each other."""
+        taking_part = set(committed)
+        busy = self.waiting.runnable(now) or any(
+            sequence.runnable(now) for sequence in self.running if sequence not in taking_part
+        )
+        holds = self.policy.holds(committed, len(self.running) - 1, busy, now)
+        for sequence, hold in zip(committed, holds, strict=True):
+            if hold is not None:
+                self.counts.holds += 1
+                sequence.core.hold(now + hold.seconds, hold.tokens)
+        self._together = committed if not busy and None not in holds else []
 
     def _advice(self, sequence: Sequence) -> Advice | None:
         source = self.cloud_draft
@@ -282,7 +298,10 @@ class Scheduler:
             own = OwnDraft(source, self.records[source])
         draft_seconds = (self.drafters[own.source].step_seconds or 0.0) if own is not None else 0.0
         advice = self.policy.advise(sequence, own, len(self.running) - 1, draft_seconds)
-        if advice is None or not worth_saying(advice, sequence):
+        if advice is None:
+            return None
+        if sequence.core.advised is not None and not worth_saying(advice, sequence):
+            sequence.core.advised = (sequence.core.advised[0], sequence.committed_len)
             return None
         sequence.core.advised = (advice, sequence.committed_len)
         return advice
