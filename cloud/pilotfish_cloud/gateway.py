@@ -271,6 +271,8 @@ class Gateway:
                     params=opening.params,
                     output=opening.output,
                     cache_salt=principal.cache_salt,
+                    tenant=principal.tenant,
+                    weight=principal.settings.weight,
                     mode=opening.mode,
                     hint=opening.hint,
                     pace=opening.pace,

@@ -128,7 +128,7 @@ class CloudCore:
         self.mode = mode or Mode()
         self.hint = hint or Hint()
         self.own: OwnDraft | None = None  # what the cloud drafts itself; the scheduler's to set
-        self.advised: tuple[Advice, int] | None = None  # the last advice, and the committed length then
+        self.advised: tuple[Advice, int] | None = None  # what was last said, and the length when last thought of
         self.acceptance = Acceptance() if pace is None else Acceptance(prior=pace.acceptance, weight=CLAIM_WEIGHT)
         self.response = Response()
         if pace is not None:

@@ -89,8 +89,8 @@ class EmbeddedEngine(Engine):
                 )
             )
         self.scheduler = Scheduler(scheduling, speculation_policy(config), drafters)
-        for rows, seconds in step_times(self.runner, most=config.max_draft_rows + 1):
-            self.scheduler.policy.observe(rows, seconds)
+        for rows, load, seconds in step_times(self.runner, most=config.max_draft_rows + 1):
+            self.scheduler.policy.observe(rows, seconds, load)
         self._sampler = StepSampler(self.tokenizer)
         self._verify = VerifyCounts()
         limits = CloudLimits(
@@ -219,6 +219,8 @@ class EmbeddedEngine(Engine):
             failures=self._failures,
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
+            waiting_tokens=self.scheduler.waiting.tokens,
+            tenants=len(self.scheduler.counters),
             blocks_total=blocks.num_blocks,
             blocks_held=blocks.num_held,
             blocks_kept=blocks.num_kept,
@@ -324,7 +326,7 @@ class EmbeddedEngine(Engine):
         outcomes = self._sampler.sample(step.scheduled, computed)
         now = time.monotonic()
         if all(entry.committed == 1 and entry.yields for entry in step.scheduled):
-            self.scheduler.policy.observe(step.num_rows, now - began)
+            self.scheduler.policy.observe(step.num_rows, now - began, step.load)
         done = self.scheduler.complete(step, outcomes, now)
         self.runner.keep(done.stores)
         for sequence, commit in done.commits:
