@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Final
 
 from pilotfish_cloud.engine.interface import CommitEvent, Engine, EngineEvent, FailedEvent, OpenRequest
+from pilotfish_cloud.observer import StreamObserver
 from pilotfish_cloud.principal import Principal
 from pilotfish_core.drafts import Commit, DraftRun
 from pilotfish_core.errors import (
@@ -50,6 +51,8 @@ class Stream:
     other_fingerprint: bool  # than the generation began with, as the device allowed
     engine: Engine
     max_backlog_bytes: int
+    door: str
+    observer: StreamObserver
     backlog_bytes: int = 0  # of commits that the door has not taken yet
     pings: int = 0
     on_failed: Callable[[], object] | None = None  # for a door that may hang on a peer which does not read
@@ -97,6 +100,7 @@ class Stream:
         if self._failed:
             return
         self._failed = True
+        self.observer.failed(self, error)
         self._outbox.put_nowait(error)
         if self.on_failed is not None:
             self.on_failed()
@@ -108,6 +112,7 @@ class Stream:
         if isinstance(event, FailedEvent):
             self.fail(event.error)
             return
+        self.observer.event(self, event)
         if isinstance(event, CommitEvent):
             self.backlog_bytes += _bytes_of(event.commit)
             if self.backlog_bytes > self.max_backlog_bytes:
@@ -140,6 +145,7 @@ class Gateway:
         self._keys = (str(number) for number in itertools.count(1))
         self._streams: dict[str, Stream] = {}
         self._generations: dict[tuple[str, bytes], Stream] = {}
+        self.observer = StreamObserver()
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -180,18 +186,20 @@ class Gateway:
 
     # -- streams ----------------------------------------------------------------------------------------------------
 
-    def open(self, opening: Open, principal: Principal) -> Stream:
-        """Begin, or go on with, a generation. To be closed.
+    def open(self, opening: Open, principal: Principal, *, door: str = "grpc") -> Stream:
+        """Begin, or go on with, a generation. To be closed. ``door``: the name of the way in, for the observer.
 
         Raises Unavailable while draining, UnknownModel, TokenizerMismatch, FingerprintMismatch, and Cancelled for an
         attempt that is not newer than the one that runs.
         """
-        self.check_open()
-        other_fingerprint = self._check(opening)
-        stream = Stream(next(self._keys), opening, principal, other_fingerprint, self.engine, self._max_backlog_bytes)
-        self._supersede(stream)
+        try:
+            stream = self._admit(opening, principal, door)
+        except Exception as error:
+            self.observer.refused(door, principal, error)
+            raise
         self._streams[stream.key] = stream
         self._idle.clear()
+        self.observer.opened(stream)
         try:
             self.engine.open(
                 OpenRequest(
@@ -219,6 +227,7 @@ class Gateway:
             del self._generations[name]
         if not self._streams:
             self._idle.set()
+        self.observer.closed(stream)
 
     def check_open(self) -> None:
         """Raises Unavailable while new generations are refused."""
@@ -231,6 +240,21 @@ class Gateway:
             raise UnknownModel(
                 f"this verifier does not serve model {model[:100]!r}; it serves {self.served_model_name!r}"
             )
+
+    def _admit(self, opening: Open, principal: Principal, door: str) -> Stream:
+        self.check_open()
+        stream = Stream(
+            key=next(self._keys),
+            opening=opening,
+            principal=principal,
+            other_fingerprint=self._check(opening),
+            engine=self.engine,
+            max_backlog_bytes=self._max_backlog_bytes,
+            door=door,
+            observer=self.observer,
+        )
+        self._supersede(stream)
+        return stream
 
     def _check(self, opening: Open) -> bool:
         """Whether model, tokenizer and fingerprint fit. Returns whether the fingerprint is another, as allowed."""
