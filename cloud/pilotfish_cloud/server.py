@@ -18,6 +18,7 @@ from pilotfish_cloud.config import ServerConfig
 from pilotfish_cloud.engine.interface import Engine
 from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.http.app import create_app
+from pilotfish_cloud.http.chat_template import ChatTemplate
 from pilotfish_cloud.service import VerifierService
 from pilotfish_core.errors import AddressInUse
 from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
@@ -49,6 +50,7 @@ class VerifierServer:
         self._config = config
         self._engine = engine
         self._tokenizer = tokenizer
+        self._chat_template = ChatTemplate.load(config.model)
         self._stopping = asyncio.Event()
         self.gateway: Gateway | None = None
         self.service: VerifierService | None = None
@@ -82,9 +84,8 @@ class VerifierServer:
         await self._grpc.start()
         await self._set_serving(True)
         self.http_port = http_socket.getsockname()[1]
-        self._http = _HttpServer(
-            uvicorn.Config(create_app(self.gateway), log_level="warning", lifespan="off", timeout_graceful_shutdown=5)
-        )
+        app = create_app(self.gateway, chat_template=self._chat_template)
+        self._http = _HttpServer(uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=5))
         self._http_task = asyncio.create_task(self._http.serve(sockets=[http_socket]))
 
     async def run(self, started: Callable[[VerifierServer], None]) -> None:
