@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, InfoMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
-from prometheus_client.utils import floatToGoString
 
 from pilotfish_cloud.engine.interface import Engine, EngineStats
 from pilotfish_cloud.gateway import Gateway
@@ -47,7 +47,7 @@ class EngineCollector(Collector):
 
 
 def _steps(stats: EngineStats) -> Iterable[Metric]:
-    buckets = [(floatToGoString(bound), float(count)) for bound, count in stats.step_buckets]
+    buckets = [("+Inf" if bound == math.inf else str(bound), float(count)) for bound, count in stats.step_buckets]
     times = HistogramMetricFamily(f"{PREFIX}step_duration_seconds", "Time of a step of the engine")
     times.add_metric((), buckets, stats.step_seconds)
     yield times
@@ -58,9 +58,8 @@ def _steps(stats: EngineStats) -> Iterable[Metric]:
     yield _counter("holds", "Times that a generation was held for a draft", stats.holds)
     yield _counter("preemptions", "Times that a generation gave its memory back", stats.preemptions)
     yield _counter("engine_failures", "Generations that the engine ended with an error", stats.failures)
-    yield _gauge(
-        "sequences", "Generations in the engine", {"running": stats.running, "waiting": stats.waiting}, "state"
-    )
+    states = {"running": stats.running, "waiting": stats.waiting}
+    yield _gauge("sequences", "Generations in the engine", states, "state")
 
 
 def _drafts(stats: EngineStats) -> Iterable[Metric]:
@@ -73,9 +72,7 @@ def _drafts(stats: EngineStats) -> Iterable[Metric]:
     yield _counter("accepted_tokens", "Draft tokens that were the target's", accepted, "source")
     drafted_at = {str(place): count for place, count in enumerate(verify.drafted_at, start=1)}
     accepted_at = {str(place): count for place, count in enumerate(verify.accepted_at, start=1)}
-    yield _counter(
-        "position_draft_tokens", "Devices' draft tokens verified, by place in a draft", drafted_at, "position"
-    )
+    yield _counter("position_draft_tokens", "Devices' draft tokens verified, by place", drafted_at, "position")
     yield _counter("position_accepted_tokens", "Those that were the target's", accepted_at, "position")
     yield _counter("stale_runs", "Draft runs that came too late, or of a refuted branch", verify.stale_runs)
 

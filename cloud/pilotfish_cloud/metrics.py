@@ -26,8 +26,10 @@ ABORTED: Final = "abort"  # the reason of those whose caller went away
 
 
 class ServerMetrics:
-    """All metrics of one server, in a registry of its own. ``tenant_labels``: the tenant's name on counters, which makes
-    as many series as there are tenants, and shows their names to whoever can read them.
+    """All metrics of one server, in a registry of its own.
+
+    ``tenant_labels``: the tenant's name on counters, which makes as many series as there are tenants, and shows their
+    names to whoever can read them.
     """
 
     def __init__(self, gateway: Gateway, *, tenant_labels: bool = False) -> None:
@@ -148,7 +150,8 @@ class GenerationMetrics(StreamObserver):
         progress = self._progress.pop(stream.key, None)
         if progress is None:
             return
-        by, now = self._of(stream), time.monotonic()
+        by = self._of(stream)
+        ended_at = progress.last_at if progress.finished else time.monotonic()
         if progress.finished is not None:
             self.totals.finished += 1
             self._finished.labels(*by, progress.finished).inc()
@@ -159,9 +162,7 @@ class GenerationMetrics(StreamObserver):
             self.totals.aborted += 1
             self._finished.labels(*by, ABORTED).inc()
         self._in_progress.labels(stream.door).dec()
-        self._duration.labels(stream.door).observe(
-            (progress.last_at if progress.finished else now) - progress.opened_at
-        )
+        self._duration.labels(stream.door).observe(ended_at - progress.opened_at)
         self._output_length.labels(stream.door).observe(progress.tokens)
         later = progress.tokens - progress.first_tokens
         if progress.first_at is not None and later:

@@ -51,7 +51,7 @@ class PilotfishError(Exception):
 
 
 class InvalidRequest(PilotfishError):
-    """The request is wrong; repeating it will not help. ``parameter`` names what is wrong in it, where that has a name."""
+    """The request is wrong; repeating it will not help. ``parameter``: the name of what is wrong in it, if it has one."""
 
     kind = "invalid_request"
     parameter: str | None = None

@@ -1,5 +1,6 @@
-"""Server-sent events: an answer as it grows. Nothing is sent before there is something to say, so what refuses a request
-still has its status.
+"""Server-sent events: an answer as it grows.
+
+Nothing is sent before there is something to say, so what refuses a request still has its status.
 """
 
 from __future__ import annotations
