@@ -51,7 +51,7 @@ class PilotfishError(Exception):
 
 
 class InvalidRequest(PilotfishError):
-    """The request is wrong; repeating it will not help. ``parameter``: the name of what is wrong in it, if it has one."""
+    """The request is wrong; repeating it will not help. ``parameter`` names what is wrong, if it has a name."""
 
     kind = "invalid_request"
     parameter: str | None = None

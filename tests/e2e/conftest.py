@@ -25,7 +25,7 @@ class Verifier:
 
     def __init__(self, **options: Any) -> None:
         self.config = ServerConfig(
-            model=TARGET, served_model_name="target", **{"port": 0, "http_port": 0, "deterministic": True} | options
+            **{"model": TARGET, "served_model_name": "target", "port": 0, "http_port": 0, "deterministic": True} | options
         )
         self.engine = EmbeddedEngine.load(self.config)
         self.server = VerifierServer(self.config, self.engine, self.engine.tokenizer)
