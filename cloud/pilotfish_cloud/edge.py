@@ -31,23 +31,33 @@ def receive(context: Context) -> dict[str, str]:
 
 
 async def abort(context: Context, error: Exception) -> NoReturn:
-    """End the call with the error's public message; the private one goes to the log.
-
-    An exception that is not ours is a defect: the peer learns only that something failed.
-    """
-    if not isinstance(error, PilotfishError):
-        log.error("unexpected %s in a call", type(error).__name__, exc_info=error)
-        error = PilotfishError("the verifier failed unexpectedly; its log has the reason")
-    elif error.private is not None:
-        log.warning("%s: %s (%s)", error.kind, error.message, error.private)
-    else:
-        log.info("%s: %s", error.kind, error.message)
+    """End the call with the error's public message; the private one goes to the log."""
+    error = public(error)
     status, _ = STATUS_BY_KIND.get(error.kind, INTERNAL_STATUS)
     metadata = [(KIND_METADATA, error.kind)]
     if request_id.get():
         metadata.append((REQUEST_ID_METADATA, request_id.get()))
     if error.retry_after_s is not None:
         metadata.append((RETRY_METADATA, str(int(error.retry_after_s * 1000))))
-    message = error.message if len(error.message) <= MAX_MESSAGE else f"{error.message[:MAX_MESSAGE]}..."
-    await context.abort(grpc.StatusCode[status], message, tuple(metadata))
+    await context.abort(grpc.StatusCode[status], message_of(error), tuple(metadata))
     raise AssertionError("context.abort always raises")
+
+
+def public(error: Exception) -> PilotfishError:
+    """What a peer may be told of an error; the rest goes to the log.
+
+    An exception that is not ours is a defect: the peer learns only that something failed.
+    """
+    if not isinstance(error, PilotfishError):
+        log.error("unexpected %s in a call", type(error).__name__, exc_info=error)
+        return PilotfishError("the verifier failed unexpectedly; its log has the reason")
+    if error.private is not None:
+        log.warning("%s: %s (%s)", error.kind, error.message, error.private)
+    else:
+        log.info("%s: %s", error.kind, error.message)
+    return error
+
+
+def message_of(error: PilotfishError) -> str:
+    """The message, or its beginning."""
+    return error.message if len(error.message) <= MAX_MESSAGE else f"{error.message[:MAX_MESSAGE]}..."

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 from pilotfish_cloud.engine.interface import CommitEvent, Engine, EngineEvent, FailedEvent, OpenedEvent, OpenRequest
 from pilotfish_cloud.logs import request_id
+from pilotfish_cloud.observer import StreamObserver
 from pilotfish_cloud.principal import Principal
 from pilotfish_core.admission import Admission, MemoryAdmission, Reservation
 from pilotfish_core.drafts import Commit, DraftRun
@@ -57,6 +58,8 @@ class Stream:
     other_fingerprint: bool  # than the generation began with, as the device allowed
     engine: Engine
     max_backlog_bytes: int
+    door: str
+    observer: StreamObserver
     backlog_bytes: int = 0  # of commits that the door has not taken yet
     pings: int = 0
     on_failed: Callable[[], object] | None = None  # for a door that may hang on a peer which does not read
@@ -107,6 +110,7 @@ class Stream:
         if self._error is not None:
             return
         self._error = error
+        self.observer.failed(self, error)
         self._outbox.put_nowait(error)
         if self.on_failed is not None:
             self.on_failed()
@@ -118,6 +122,7 @@ class Stream:
         if isinstance(event, FailedEvent):
             self.fail(event.error)
             return
+        self.observer.event(self, event)
         if isinstance(event, CommitEvent):
             self.backlog_bytes += _bytes_of(event.commit)
             if self.backlog_bytes > self.max_backlog_bytes:
@@ -155,6 +160,7 @@ class Gateway:
         self._keys = (str(number) for number in itertools.count(1))
         self._streams: dict[str, Stream] = {}
         self._generations: dict[tuple[str, bytes], Stream] = {}
+        self.observer = StreamObserver()
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -229,8 +235,9 @@ class Gateway:
         *,
         deadline: float | None = None,
         metadata: Mapping[str, str] | None = None,
+        door: str = "grpc",
     ) -> Stream:
-        """Begin, or go on with, a generation. To be closed.
+        """Begin, or go on with, a generation. To be closed. ``door``: the name of the way in, for the observer.
 
         ``deadline``: on the event loop's clock. ``metadata`` or headers of the call, for the caller's trace.
 
@@ -238,23 +245,10 @@ class Gateway:
         InvalidParameter for more than the tenant may ask for, Overloaded, DeadlineExceeded, and Cancelled for an
         attempt that is not newer than the one that runs.
         """
-        self.check_open()
-        other_fingerprint = self._check(opening)
-        principal.settings.check(len(opening.prompt), opening.params)
-        stream = Stream(next(self._keys), opening, principal, other_fingerprint, self.engine, self._max_backlog_bytes)
-        self._supersede(stream)
-        now = self._loop.time()
         try:
-            stream.reservation = self.admission.reserve(
-                principal.tenant,
-                principal.settings,
-                rows=len(opening.prompt) + len(opening.output),
-                output=max(min(opening.params.max_tokens, self.engine.info.max_model_len) - len(opening.output), 1),
-                now=now,
-                deadline=deadline,
-            )
-        except BaseException:
-            self._generations.pop(_name(stream), None)
+            stream = self._admit(opening, principal, deadline, door)
+        except Exception as error:
+            self.observer.refused(door, principal, error)
             raise
         if deadline is not None:
             stream._timer = self._loop.call_at(deadline, self._expire, stream)
@@ -263,6 +257,7 @@ class Gateway:
         self._streams[stream.key] = stream
         self._idle.clear()
         self.prompts.insert(principal.tenant, opening.prompt)
+        self.observer.opened(stream)
         try:
             self.engine.open(
                 OpenRequest(
@@ -297,6 +292,7 @@ class Gateway:
             del self._generations[name]
         if not self._streams:
             self._idle.set()
+        self.observer.closed(stream)
 
     def check_open(self) -> None:
         """Raises Unavailable while new generations are refused."""
@@ -309,6 +305,35 @@ class Gateway:
             raise UnknownModel(
                 f"this verifier does not serve model {model[:100]!r}; it serves {self.served_model_name!r}"
             )
+
+    def _admit(self, opening: Open, principal: Principal, deadline: float | None, door: str) -> Stream:
+        """A stream with a place of its own, in the place of an older attempt if there is one."""
+        self.check_open()
+        stream = Stream(
+            key=next(self._keys),
+            opening=opening,
+            principal=principal,
+            other_fingerprint=self._check(opening),
+            engine=self.engine,
+            max_backlog_bytes=self._max_backlog_bytes,
+            door=door,
+            observer=self.observer,
+        )
+        principal.settings.check(len(opening.prompt), opening.params)
+        self._supersede(stream)
+        try:
+            stream.reservation = self.admission.reserve(
+                principal.tenant,
+                principal.settings,
+                rows=len(opening.prompt) + len(opening.output),
+                output=max(min(opening.params.max_tokens, self.engine.info.max_model_len) - len(opening.output), 1),
+                now=self._loop.time(),
+                deadline=deadline,
+            )
+        except BaseException:
+            self._generations.pop(_name(stream), None)
+            raise
+        return stream
 
     def _check(self, opening: Open) -> bool:
         """Whether model, tokenizer and fingerprint fit. Returns whether the fingerprint is another, as allowed."""

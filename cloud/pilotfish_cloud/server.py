@@ -21,6 +21,7 @@ from pilotfish_cloud.config import ServerConfig
 from pilotfish_cloud.engine.interface import Engine, EngineInfo
 from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.http.app import create_app
+from pilotfish_cloud.http.chat_template import ChatTemplate
 from pilotfish_cloud.service import VerifierService
 from pilotfish_cloud.tls import Certificates
 from pilotfish_cloud.tracing import Tracing
@@ -67,6 +68,7 @@ class VerifierServer:
             self._tracing = Tracing(config.otlp_endpoint, service=config.served_model_name)
         self._engine = engine
         self._tokenizer = tokenizer
+        self._chat_template = ChatTemplate.load(config.model)
         self._stopping = asyncio.Event()
         self._failure = ""
         self.gateway: Gateway | None = None
@@ -122,9 +124,8 @@ class VerifierServer:
         await self._grpc.start()
         await self._set_serving(True)
         self.http_port = http_socket.getsockname()[1]
-        http = uvicorn.Config(
-            create_app(self.gateway), log_config=None, log_level="warning", lifespan="off", timeout_graceful_shutdown=5
-        )
+        app = create_app(self.gateway, chat_template=self._chat_template, authenticate=self.authenticate)
+        http = uvicorn.Config(app, log_config=None, log_level="warning", lifespan="off", timeout_graceful_shutdown=5)
         http.load()
         if self.certificates is not None:
             http.ssl = self.certificates.http_context()

@@ -225,7 +225,7 @@ class EmbeddedEngine(Engine):
             blocks_held=blocks.num_held,
             blocks_kept=blocks.num_kept,
             cache_hit_tokens=cache.hit_tokens,
-            cache_miss_tokens={reason.value: count for reason, count in cache.miss_tokens.items()},
+            cache_miss_tokens={reason.value: count for reason, count in dict(cache.miss_tokens).items()},
         )
 
     def _post(self, message: Callable[[], None]) -> bool:
@@ -332,7 +332,8 @@ class EmbeddedEngine(Engine):
         for sequence, commit in done.commits:
             self._committed += len(commit.tokens)
             self._sampler.committed(sequence.key, commit.tokens)
-            self._events.append(CommitEvent(sequence.key, commit, now))
+            counts = None if commit.finish is None else sequence.core.counts
+            self._events.append(CommitEvent(sequence.key, commit, now, counts))
         for sequence, error in done.failures:
             self._failures += 1
             self._events.append(FailedEvent(sequence.key, error))

@@ -68,6 +68,7 @@ class CommitEvent:
     key: str
     commit: Commit
     step_ended: float  # time.monotonic() seconds, for the service's delay metric
+    counts: VerifyCounts | None = None  # with a finish: those of the whole generation
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
