@@ -157,9 +157,9 @@ class VirtualCloud:
         return bool(later)
 
     def _compute(self, step: ScheduledStep) -> None:
-        context = sum(entry.start + entry.rows for entry in step.scheduled)
-        seconds = self.step_model(step.num_rows, context)
-        self.now += seconds * (1.0 + self._noise * abs(self._chance.gauss()))
+        seconds = self.step_model(step.num_rows, step.load.context)
+        seconds *= 1.0 + self._noise * abs(self._chance.gauss())
+        self.now += seconds
         self._deliver()
         outcomes = {}
         for entry in step.scheduled:
@@ -171,12 +171,8 @@ class VirtualCloud:
             self.tokens[sequence.key] += len(commit.tokens)
             if commit.finish is None:
                 self.streams[sequence.key].committed(self.now)
-        self.observed(step, self.now, seconds)
+        if all(entry.committed == 1 and entry.yields for entry in step.scheduled):  # as the engine does
+            self.scheduler.policy.observe(step.num_rows, seconds, step.load)
         self.scheduler.look_ahead(done, self.now)
         for sequence in done.ended:
             del self.streams[sequence.key]
-
-    def observed(self, step: ScheduledStep, now: float, seconds: float) -> None:
-        """As the engine does: what a step of decode and verify rows took."""
-        if all(entry.committed == 1 and entry.yields for entry in step.scheduled):
-            self.scheduler.policy.observe(step.num_rows, seconds)

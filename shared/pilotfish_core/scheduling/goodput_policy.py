@@ -31,6 +31,9 @@ FIRST_OWN: Final = 4  # draft tokens of it a step until then
 PROBE_OWN_EVERY: Final = 32  # steps between looks at a source that did not pay
 USEFUL: Final = 0.1  # acceptance below which no step waits for a draft
 WORTHWHILE: Final = 0.01  # share by which a step's drafts must raise its tokens a second: estimates err
+PLAIN_EVERY: Final = 128  # steps after which one without drafts shows whether they still pay
+DEARER: Final = 1.1  # times what they are expected to cost: those drafts are chosen of which too much is expected
+FARTHER: Final = 1.5  # times the largest step that was seen is how large one may be
 HOLD_TOGETHER: Final = 8  # sequences at most that wait for each other's drafts
 REMEMBERED_STEPS: Final = 64  # that a result is used for at most: contexts grow
 
@@ -40,8 +43,9 @@ class Goodput:
 
     **Rows.** The j-th draft token of a sequence with acceptance a is worth a^j; rows are given to the most valuable
     ones first, as long as the step's tokens a second grow: all that take part wait for each row, so under load the
-    tails go first, and where a step's time goes with its rows nothing is drafted at all. Drafts that are not verified
-    are compared with what is committed all the same, so that finding out costs no row.
+    tails go first, and where a step's time goes with its rows nothing is drafted at all. Finding out costs little:
+    drafts that are not verified are compared with what is committed all the same, a step is at most half as large
+    again as any before, a gain within the noise of what steps take is none, and now and then a step does without.
 
     **Holds.** While others go on, who sits out misses a whole step and gains nothing by it: a token decided at once
     costs one draft token and leaves the rest of the branch alive if it was the drafted one. So a step waits only when
@@ -73,23 +77,26 @@ class Goodput:
         if not self.step_time.known:
             return fair_shares(limits, budget)
         plain, most = len(candidates), max(limits, default=0)
-        if not most:
+        if not most or self.step_time.unseen(plain) >= PLAIN_EVERY:
             return [0] * plain
         rates = np.array([sequence.core.draft_rate for sequence in candidates])
         lengths = np.array([sequence.committed_len for sequence in candidates], dtype=np.float64)
         worth = rates[:, None] ** self._exponents[:most]
         whose, place = np.nonzero(self._exponents[:most] <= np.array(limits)[:, None])
         values = worth[whose, place]
-        order = np.argsort(-values, kind="stable")[:budget]
+        budget = min(budget, math.floor(FARTHER * self.step_time.most) - plain)
+        order = np.argsort(-values, kind="stable")[: max(budget, 0)]
         times = self.step_time.base(plain + len(order))[plain : plain + len(order) + 1].copy()
         context = float(lengths.sum())
+        times[1:] += (DEARER - 1.0) * (times[1:] - times[0])
         times += (self.step_time.per_context + self.step_time.per_pair) * context
         times[1:] += self.step_time.per_pair * np.cumsum(lengths[whose[order]])
         tokens = np.full(len(order) + 1, float(plain))
         tokens[1:] += np.cumsum(values[order])
         goodput = tokens / times
         best = int(goodput.argmax())
-        if goodput[best] < goodput[0] * (1.0 + WORTHWHILE):
+        doubt = self.step_time.doubt(plain) + self.step_time.doubt(plain + best)
+        if goodput[best] < goodput[0] * (1.0 + WORTHWHILE + doubt):
             return [0] * plain
         rows: list[int] = np.bincount(whose[order[:best]], minlength=plain).tolist()
         return rows
