@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import shlex
 import statistics
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--dtype", choices=sorted(DTYPES), action="append", help="default: float32 and bfloat16")
     parser.add_argument("--pairs", type=int, default=30)
-    parser.add_argument("--temperature", type=float, default=0.8)
+    parser.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.8])
     parser.add_argument("--deterministic", action="store_true", help="the engine's deterministic mode")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
     given = parser.parse_args()
@@ -62,8 +63,8 @@ def main() -> None:
     results = []
     for dtype in given.dtype or ["float32", "bfloat16"]:
         bare = AutoModelForCausalLM.from_pretrained(model, dtype=DTYPES[dtype], attn_implementation="sdpa").eval()
-        for generations in given.generations:
-            results.append(cell(given, model, dtype, bare, generations))
+        for generations, temperature in itertools.product(given.generations, given.temperature):
+            results.append(cell(given, model, dtype, bare, generations, temperature))
             show(results[-1])
     if given.json is not None:
         command = shlex.join(["python", "-m", "benchmarks.step_cost", *sys.argv[1:]])
@@ -71,8 +72,10 @@ def main() -> None:
         given.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
-def cell(given: argparse.Namespace, model: Path, dtype: str, bare: Any, generations: int) -> dict[str, Any]:
-    """Times and ratios of one number of generations in one dtype."""
+def cell(
+    given: argparse.Namespace, model: Path, dtype: str, bare: Any, generations: int, temperature: float
+) -> dict[str, Any]:
+    """Times and ratios of one number of generations in one dtype at one temperature."""
     config = EngineConfig(
         max_model_len=given.context + given.pairs + 64,
         max_num_seqs=generations,
@@ -84,7 +87,7 @@ def cell(given: argparse.Namespace, model: Path, dtype: str, bare: Any, generati
     with run.measuring():
         prompt = tuple(token % 1000 + 1 for token in range(given.context))
         for number in range(generations):
-            params = {"temperature": given.temperature, "seed": number, "max_tokens": 60 + given.pairs}
+            params = {"temperature": temperature, "seed": number, "max_tokens": 60 + given.pairs}
             sampling = SamplingParams.from_mapping({**params, "ignore_eos": True})
             engine.open(OpenRequest(key=str(number), prompt=prompt, params=sampling))
     return {
@@ -93,7 +96,7 @@ def cell(given: argparse.Namespace, model: Path, dtype: str, bare: Any, generati
         "generations": generations,
         "context": given.context,
         "deterministic": given.deterministic,
-        "temperature": given.temperature,
+        "temperature": temperature,
         "pairs": given.pairs,
         **{clock: summary(run.times, clock) for clock in CLOCKS},
     }
@@ -206,7 +209,8 @@ def show(result: dict[str, Any]) -> None:
         values = result[clock]
         times = ", ".join(f"{name} {values[f'{name}_ms']:.1f}" for name in ("step", "forward", "dynamic", "static"))
         print(
-            f"{result['dtype']}{mode} {result['generations']:3} x {result['context']} {clock:4}: {times} ms; "
+            f"{result['dtype']}{mode} {result['generations']:3} x {result['context']}, "
+            f"temperature {result['temperature']}, {clock:4}: {times} ms; "
             f"step {values['step_ratio']:.2f}, forward {values['forward_ratio']:.2f} of transformers'"
         )
 

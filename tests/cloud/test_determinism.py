@@ -40,7 +40,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "Gemma2": {"sliding_window": 100, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
     "Gemma3": {"sliding_window": 100, "sliding_window_pattern": 2},
     "Phi3": {"sliding_window": 100},
-    "Phi": {"qk_layernorm": True},
+    "Phi": {"qk_layernorm": True, "num_key_value_heads": 6},
 }
 
 

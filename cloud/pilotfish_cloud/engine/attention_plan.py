@@ -14,7 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-CALL_COST: Final = 2**19  # multiplications that take as long as one more call: tens of microseconds
+CALL_COST: Final = 2**17  # multiplications that take as long as one more call: some 30 microseconds
 _KEY_STEP: Final = 64  # positions to which the first key of a window is rounded down
 
 
