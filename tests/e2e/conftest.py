@@ -24,9 +24,8 @@ class Verifier:
     """A server of the reference target on the test's own event loop; the engine steps in its thread."""
 
     def __init__(self, **options: Any) -> None:
-        self.config = ServerConfig(
-            **{"model": TARGET, "served_model_name": "target", "port": 0, "http_port": 0, "deterministic": True} | options
-        )
+        settings: dict[str, Any] = {"model": TARGET, "served_model_name": "target", "deterministic": True}
+        self.config = ServerConfig(**settings | {"port": 0, "http_port": 0} | options)
         self.engine = EmbeddedEngine.load(self.config)
         self.server = VerifierServer(self.config, self.engine, self.engine.tokenizer)
 
