@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Iterator
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import Metric
 
 from pilotfish_cloud.engine.interface import CommitEvent, EngineEvent, OpenedEvent
 from pilotfish_cloud.engine_metrics import EngineCollector
@@ -33,7 +35,7 @@ class ServerMetrics:
     """
 
     def __init__(self, gateway: Gateway, *, tenant_labels: bool = False) -> None:
-        self.registry = CollectorRegistry(auto_describe=False)
+        self.registry: CollectorRegistry = _Registry()
         self.registry.register(EngineCollector(gateway))
         ProcessCollector(registry=self.registry)
         self.generations = GenerationMetrics(self.registry, tenant_labels=tenant_labels)
@@ -48,6 +50,16 @@ class ServerMetrics:
         """The text that Prometheus reads, in the format that it accepts, and its content type."""
         encode, content_type = choose_encoder(accept)
         return encode(self.registry), content_type
+
+
+class _Registry(CollectorRegistry):
+    """Without the time at which each series began, which would double their number."""
+
+    def collect(self) -> Iterator[Metric]:
+        """What is registered here, now."""
+        for family in super().collect():
+            family.samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
+            yield family
 
 
 @dataclasses.dataclass(slots=True)

@@ -167,7 +167,7 @@ def test_prompts(value: object, prompts: list[object]) -> None:
 
 @pytest.mark.parametrize("value", [None, 5, [], [[]], ["a", 1], [1, "a"], [True], [[1], "a"], {"a": 1}, [1.5]])
 def test_what_is_no_prompt(value: object) -> None:
-    with pytest.raises(InvalidParameter, match="^prompt is "):
+    with pytest.raises(InvalidParameter, match=r"^prompt is "):
         prompts_of(value)
 
 
