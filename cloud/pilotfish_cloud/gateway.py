@@ -40,6 +40,7 @@ from pilotfish_core.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from pilotfish_cloud.tracing import GenerationTrace, Tracing
 
+READ_WITHIN_S: Final = 60.0  # that a door may take for what is there when the engine is done
 MAX_PINGS: Final = 4  # waiting for their pongs; more of them say nothing new
 COMMIT_BYTES: Final = 32  # that a commit is taken for in a stream's backlog, beside its tokens
 TOKEN_BYTES: Final = 4
@@ -62,7 +63,7 @@ class Stream:
     observer: StreamObserver
     backlog_bytes: int = 0  # of commits that the door has not taken yet
     pings: int = 0
-    on_failed: Callable[[], object] | None = None  # for a door that may hang on a peer which does not read
+    on_failed: Callable[[Exception], object] | None = None  # for a door that may hang on a peer which does not read
     reservation: Reservation | None = None  # the gateway's
     _timer: asyncio.TimerHandle | None = None  # to its deadline
     trace: GenerationTrace | None = None
@@ -113,7 +114,7 @@ class Stream:
         self.observer.failed(self, error)
         self._outbox.put_nowait(error)
         if self.on_failed is not None:
-            self.on_failed()
+            self.on_failed(error)
 
     def take(self, event: EngineEvent) -> None:
         """An event of the engine. A reader that lets too much pile up is cut."""
@@ -180,6 +181,9 @@ class Gateway:
                 if stream.trace is not None:
                     stream.trace.take(event)
                 stream.take(event)
+                if isinstance(event, CommitEvent) and event.commit.finish is not None:
+                    error = Unavailable(f"the end of the answer was not read within {READ_WITHIN_S:.0f} s")
+                    self._set_timer(stream, self._loop.time() + READ_WITHIN_S, error)
 
     def _charge(self, stream: Stream, event: EngineEvent) -> None:
         """The prompt was charged at admission: what of it was cached is given back, what is computed comes on top."""
@@ -251,7 +255,7 @@ class Gateway:
             self.observer.refused(door, principal, error)
             raise
         if deadline is not None:
-            stream._timer = self._loop.call_at(deadline, self._expire, stream)
+            self._set_timer(stream, deadline, DeadlineExceeded("the caller's deadline passed"))
         if self._tracing is not None:
             stream.trace = self._tracing.begin(_attributes(stream), metadata or {})
         self._streams[stream.key] = stream
@@ -353,8 +357,14 @@ class Gateway:
             )
         return differs
 
-    def _expire(self, stream: Stream) -> None:
-        stream.fail(DeadlineExceeded("the caller's deadline passed"))
+    def _set_timer(self, stream: Stream, when: float, error: Exception) -> None:
+        """Fail it then; instead of what was set before."""
+        if stream._timer is not None:
+            stream._timer.cancel()
+        stream._timer = self._loop.call_at(when, self._expire, stream, error)
+
+    def _expire(self, stream: Stream, error: Exception) -> None:
+        stream.fail(error)
         self.engine.abort(stream.key)
 
     def _release(self, stream: Stream) -> None:

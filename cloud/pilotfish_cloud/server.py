@@ -42,6 +42,7 @@ GRPC_OPTIONS: Final = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.max_concurrent_streams", 512),  # on one connection: calls whose peer never reads stay until it ends
     ("grpc.max_metadata_size", 8 * 1024),  # of one call; more than the soft limit is refused at random, this at once
     ("grpc.absolute_max_metadata_size", 16 * 1024),
 ]

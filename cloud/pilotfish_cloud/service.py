@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -15,7 +15,7 @@ from pilotfish_cloud.engine.interface import AdviceEvent, CommitEvent, OpenedEve
 from pilotfish_cloud.gateway import Gateway, Stream
 from pilotfish_cloud.principal import ANYONE, Principal
 from pilotfish_core.drafts import DraftRun
-from pilotfish_core.errors import DeadlineExceeded, PilotfishError, ProtocolViolation
+from pilotfish_core.errors import Cancelled, DeadlineExceeded, PilotfishError, ProtocolViolation
 from pilotfish_core.messages import PROTOCOL_VERSION, Acknowledged, Open, Opened, Ping
 from pilotfish_core.modes import Hint, Mode
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
@@ -25,6 +25,14 @@ from pilotfish_core.wire import CloudFrameWriter, DeviceFrameReader, DeviceMessa
 TOKENIZER_CHUNK_BYTES: Final = 64 * 1024
 OPEN_TIMEOUT_S: Final = 20.0  # from the call's beginning to its open
 CUT_AFTER_S: Final = 10.0  # that a peer gets to read what is there, once its generation has failed
+
+
+class _NotReadError(Exception):
+    """The generation failed for ``reason``, and the peer does not read what there is before that."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__()
+        self.reason = reason
 
 
 class VerifierService(pb_grpc.VerifierServicer):
@@ -40,8 +48,10 @@ class VerifierService(pb_grpc.VerifierServicer):
         """``authenticate``: who sent an Authorization header, None for a call without one; raises Unauthenticated."""
         self._gateway = gateway
         self._authenticate = authenticate
-        self._cut_after_s = cut_after_s
-        self._readers: set[asyncio.Task[None]] = set()
+        self.cut_after_s = cut_after_s
+        # Reads and writes in flight are never cancelled: grpc.aio leaks what they hold (grpc#43360). They end with the
+        # call by themselves, which may be later than the handler.
+        self._pending: set[asyncio.Task[None]] = set()
         self.on_written: Callable[[float], None] | None = None  # told the seconds from a step's end to its bytes
 
     async def Generate(  # type: ignore[override]  # grpc.aio takes a coroutine that writes as well as a generator
@@ -52,6 +62,10 @@ class VerifierService(pb_grpc.VerifierServicer):
             await self._generate(request_iterator, context)
         except grpc.aio.BaseError:
             raise  # the call is over
+        except _NotReadError as cut:
+            # The status queues behind what the peer does not read; the handler does not wait for that.
+            self._in_background(abort(context, cut.reason))
+            await asyncio.sleep(0)
         except Exception as error:
             await abort(context, error)
 
@@ -63,13 +77,12 @@ class VerifierService(pb_grpc.VerifierServicer):
         loop = asyncio.get_running_loop()
         remaining = context.time_remaining()
         deadline = None if remaining is None else loop.time() + remaining
+        await context.send_initial_metadata(())  # or else a status could not be sent while the first frame waits
         opened: asyncio.Future[Open] = loop.create_future()
         admitted: asyncio.Future[Stream] = loop.create_future()
         # One reader for the call's whole life, which ends with the call by itself: a read that is cancelled or timed
         # out in flight leaks in grpc.aio (grpc#43360).
-        reading = asyncio.create_task(self._read(frames, context, principal, opened, admitted))
-        self._readers.add(reading)
-        reading.add_done_callback(self._readers.discard)
+        self._in_background(self._read(frames, context, principal, opened, admitted))
         try:
             await asyncio.wait([opened], timeout=OPEN_TIMEOUT_S)
             if not opened.done():
@@ -80,17 +93,32 @@ class VerifierService(pb_grpc.VerifierServicer):
             admitted.cancel()
             raise
         admitted.set_result(stream)
-        cut: list[asyncio.TimerHandle] = []
-        task = asyncio.current_task()
-        if task is not None:
-            stream.on_failed = lambda: cut.append(loop.call_later(self._cut_after_s, task.cancel))
+        failed: asyncio.Future[Any] = loop.create_future()
+        stream.on_failed = failed.set_result
         try:
-            await self._write(stream, context)
+            writing = self._in_background(self._write(stream, context))
+            ends: list[asyncio.Future[Any]] = [writing, failed]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if not writing.done():
+                await asyncio.wait([writing], timeout=self.cut_after_s)
+            if not writing.done():
+                raise _NotReadError(failed.result())
+            writing.result()
         finally:
             stream.on_failed = None
-            for timer in cut:
-                timer.cancel()
             gateway.close(stream)
+            stream.fail(Cancelled("the call is over"))  # ends the writer where it waits for events
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._pending.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._pending.discard(task)
+        if not task.cancelled():
+            task.exception()  # the handler has it, or has gone, and then the call is over
 
     async def _read(
         self,

@@ -88,11 +88,11 @@ def _dict(metadata: Any) -> dict[str, str | bytes]:
     return {str(name): value for name, value in metadata or ()}
 
 
-async def idle(verifier: Verifier) -> Gateway:
+async def idle(verifier: Verifier, *, patience_s: float = 30.0) -> Gateway:
     """Wait until no generation is in progress. Returns the gateway."""
     gateway = verifier.server.gateway
     assert gateway is not None
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(patience_s):
         await gateway._idle.wait()
     return gateway
 
