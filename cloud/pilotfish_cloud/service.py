@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final
@@ -33,6 +34,17 @@ class _NotReadError(Exception):
     def __init__(self, reason: Exception) -> None:
         super().__init__()
         self.reason = reason
+
+
+@dataclasses.dataclass(slots=True)
+class _Call:
+    """What the reader of a call and its handler share; the reader settles ``opened``, the handler ``admitted``."""
+
+    context: Context
+    principal: Principal
+    opened: asyncio.Future[Open]
+    admitted: asyncio.Future[Stream]
+    answered: bool = False  # whether a frame was written before the generation was admitted
 
 
 class VerifierService(pb_grpc.VerifierServicer):
@@ -77,25 +89,25 @@ class VerifierService(pb_grpc.VerifierServicer):
         loop = asyncio.get_running_loop()
         remaining = context.time_remaining()
         deadline = None if remaining is None else loop.time() + remaining
-        await context.send_initial_metadata(())  # or else a status could not be sent while the first frame waits
-        opened: asyncio.Future[Open] = loop.create_future()
-        admitted: asyncio.Future[Stream] = loop.create_future()
+        call = _Call(context, principal, loop.create_future(), loop.create_future())
         # One reader for the call's whole life, which ends with the call by itself: a read that is cancelled or timed
         # out in flight leaks in grpc.aio (grpc#43360).
-        self._in_background(self._read(frames, context, principal, opened, admitted))
+        self._in_background(self._read(frames, call))
         try:
-            await asyncio.wait([opened], timeout=OPEN_TIMEOUT_S)
-            if not opened.done():
+            await asyncio.wait([call.opened], timeout=OPEN_TIMEOUT_S)
+            if not call.opened.done():
                 raise DeadlineExceeded(f"no open within {OPEN_TIMEOUT_S:.0f} s")
-            stream = gateway.open(opened.result(), principal, deadline=deadline, metadata=metadata)
+            stream = gateway.open(call.opened.result(), principal, deadline=deadline, metadata=metadata)
         except BaseException:
-            opened.cancel()
-            admitted.cancel()
+            call.opened.cancel()
+            call.admitted.cancel()
             raise
-        admitted.set_result(stream)
+        call.admitted.set_result(stream)
         failed: asyncio.Future[Any] = loop.create_future()
         stream.on_failed = failed.set_result
         try:
+            if not call.answered:  # or else a status could not be sent before the first frame is out
+                await context.send_initial_metadata(())
             writing = self._in_background(self._write(stream, context))
             ends: list[asyncio.Future[Any]] = [writing, failed]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
@@ -120,14 +132,7 @@ class VerifierService(pb_grpc.VerifierServicer):
         if not task.cancelled():
             task.exception()  # the handler has it, or has gone, and then the call is over
 
-    async def _read(
-        self,
-        frames: AsyncIterator[pb.DeviceFrame],
-        context: Context,
-        principal: Principal,
-        opened: asyncio.Future[Open],
-        admitted: asyncio.Future[Stream],
-    ) -> None:
+    async def _read(self, frames: AsyncIterator[pb.DeviceFrame], call: _Call) -> None:
         """Read to the end of the call. What goes wrong goes to ``opened``, once that is settled to the stream."""
         reader = DeviceFrameReader()
         stream: Stream | None = None
@@ -138,24 +143,25 @@ class VerifierService(pb_grpc.VerifierServicer):
                     first = messages.pop(0)
                     if not isinstance(first, Open):
                         raise ProtocolViolation("the first frame must carry open")
-                    if opened.done():
+                    if call.opened.done():
                         return  # too late
-                    whole = self._gateway.recall(first, principal)
-                    if whole is None:  # nobody else writes yet
-                        await context.write(CloudFrameWriter().prefix_unknown())
+                    whole = self._gateway.recall(first, call.principal)
+                    if whole is None:
+                        call.answered = True
+                        await call.context.write(CloudFrameWriter().prefix_unknown())  # nobody else writes yet
                         continue
-                    opened.set_result(whole)
-                    stream = await admitted
+                    call.opened.set_result(whole)
+                    stream = await call.admitted
                 for message in messages:
                     self._take(message, stream)
             if stream is None:
                 raise ProtocolViolation("the stream ended before open")
         except (grpc.aio.BaseError, asyncio.CancelledError):
-            opened.cancel()  # the call is over, or was refused: grpc.aio fails the read that was waiting
+            call.opened.cancel()  # the call is over, or was refused: grpc.aio fails the read that was waiting
         except DecodeError:
-            self._refuse(ProtocolViolation("a frame cannot be parsed"), opened, stream)
+            self._refuse(ProtocolViolation("a frame cannot be parsed"), call.opened, stream)
         except Exception as error:
-            self._refuse(error, opened, stream)
+            self._refuse(error, call.opened, stream)
 
     def _refuse(self, error: Exception, opened: asyncio.Future[Open], stream: Stream | None) -> None:
         if stream is not None:

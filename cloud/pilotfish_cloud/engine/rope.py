@@ -11,7 +11,7 @@ vLLM does the same. ``--max-model-len`` at or below original_max_position_embedd
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -53,7 +53,7 @@ def _types_of(module: nn.Module) -> Iterator[tuple[str | None, str]]:
         yield None, found
 
 
-def _pin(module: nn.Module, kind: str | None, rope: str, max_len: int) -> None:
+def _pin(module: Any, kind: str | None, rope: str, max_len: int) -> None:
     prefix = "" if kind is None else f"{kind}_"
     frequencies = getattr(module, f"{prefix}inv_freq")
     config = module.config
@@ -63,4 +63,4 @@ def _pin(module: nn.Module, kind: str | None, rope: str, max_len: int) -> None:
     if kind is None:
         module.rope_type = _PINNED
     else:
-        module.rope_type = {**module.rope_type, kind: _PINNED}  # type: ignore[dict-item]
+        module.rope_type = {**module.rope_type, kind: _PINNED}
