@@ -96,13 +96,15 @@ def add_flags(parser: argparse.ArgumentParser, options: Mapping[str, Option]) ->
         text = " ".join([entry.help, *(form % value for form, value in shown.items())]).replace("%", "%%")
         extra: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
         if entry.positional:
+            extra["default"] = None  # argparse would make a value of SUPPRESS
             parser.add_argument(entry.field, nargs="?", metavar=entry.metavar, type=entry.kind, **extra)
         elif entry.kind is bool:
             parser.add_argument(entry.flag, dest=entry.field, action=argparse.BooleanOptionalAction, **extra)
         else:
             if entry.choices:
                 extra["choices"] = entry.choices
-            parser.add_argument(entry.flag, dest=entry.field, metavar=entry.metavar, type=entry.kind, **extra)
+            metavar = entry.metavar or ("N" if entry.kind in (int, float) else None)
+            parser.add_argument(entry.flag, dest=entry.field, metavar=metavar, type=entry.kind, **extra)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ def layered(
         if text is not None:
             values[entry.field] = _from_text(entry, text)
             origins[entry.field] = entry.variable
-        if hasattr(flags, entry.field):
+        if getattr(flags, entry.field, None) is not None:
             values[entry.field] = getattr(flags, entry.field)
             origins[entry.field] = entry.metavar or entry.field if entry.positional else entry.flag
     return Layered(values, origins)
