@@ -15,7 +15,7 @@ from pilotfish_cloud.http.app import create_app
 from tests.e2e.conftest import Verifier, serving
 from tests.e2e.http_doors import caller, gateway_of, watching
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 ASK: dict[str, Any] = {"prompt": "def f(", "max_tokens": 6, "temperature": 0, "ignore_eos": True}
 LONG = ASK | {"max_tokens": 1900}
 
