@@ -17,15 +17,27 @@ LONGEST: Final = 8  # equal tokens beyond which a place does not become more lik
 STEADY: Final = 2  # tokens that agreed one after the other: the place was the right one
 
 
+class ExpectedText:
+    """The tokens that an answer is expected to follow, and where each pair of them stands. Never changes: the answers
+    of one request share it.
+    """
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.tokens = tuple(tokens)
+        self.ends_at: dict[tuple[int, int], list[int]] = defaultdict(list)  # pair -> places just after it
+        for index in range(2, len(self.tokens) + 1):
+            self.ends_at[self.tokens[index - 2], self.tokens[index - 1]].append(index)
+
+
 class Prediction:
     """What to draft for one generation, from ``begin`` and then after each commit.
 
-    ``tokens``: the expected output. ``window``: draft tokens held by the cloud beyond the commit, at most. Runs follow
-    the rule of branches (``DraftBuffer``): a new branch begins at the committed length.
+    ``window``: draft tokens held by the cloud beyond the commit, at most. Runs follow the rule of branches
+    (``DraftBuffer``): a new branch begins at the committed length.
     """
 
-    def __init__(self, tokens: Sequence[int], *, prompt_length: int, window: int) -> None:
-        self._tokens = tuple(tokens)
+    def __init__(self, expected: ExpectedText, *, prompt_length: int, window: int) -> None:
+        self._tokens, self._ends_at = expected.tokens, expected.ends_at
         self._window = window
         self._length = prompt_length  # committed
         self._recent: list[int] = []  # the last committed output tokens, as many as are compared
@@ -34,9 +46,6 @@ class Prediction:
         self._steady = 0  # tokens that agreed since ``_at`` was found
         self._branch = -1
         self._sent = 0  # tokens up to here are drafted in the branch
-        self._ends_at: dict[tuple[int, int], list[int]] = defaultdict(list)  # pair -> places just after it
-        for index in range(2, len(self._tokens) + 1):
-            self._ends_at[self._tokens[index - 2], self._tokens[index - 1]].append(index)
 
     def begin(self) -> DraftRun | None:
         """The first run; None when there is nothing to propose."""

@@ -161,5 +161,5 @@ def test_a_device_that_cannot_compute_in_a_dtype_is_named() -> None:
 
 def test_a_missing_gpu_is_named(made: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(LocalError, match="device cuda was asked for, but PyTorch .* finds no CUDA GPU"):
+    with pytest.raises(LocalError, match=r"device cuda was asked for, but PyTorch .* finds no CUDA GPU"):
         load_model(made["plain"], device="cuda")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilotfish_core.drafts import DraftBuffer, DraftRun, RunFate
-from pilotfish_core.prediction import NEAR, Prediction
+from pilotfish_core.prediction import NEAR, ExpectedText, Prediction
 
 PROMPT = 5
 WINDOW = 8
@@ -19,7 +19,7 @@ def played(expected: Sequence[int], answer: Sequence[int], *, most: int = 4, lat
     """Steps, accepted and refuted draft tokens of an answer. ``late``: steps until a run arrives."""
     output: list[int] = []
     buffer = DraftBuffer(PROMPT, output, max_ahead=WINDOW, vocabulary_size=1000)
-    prediction = Prediction(expected, prompt_length=PROMPT, window=WINDOW)
+    prediction = Prediction(ExpectedText(expected), prompt_length=PROMPT, window=WINDOW)
     on_the_way: list[tuple[int, DraftRun | None]] = [(0, prediction.begin())]
     steps = accepted = refuted = 0
     while len(output) < len(answer):
@@ -47,7 +47,7 @@ def test_an_answer_that_is_as_expected_takes_few_steps() -> None:
 
 
 def test_nothing_is_drafted_without_an_expectation() -> None:
-    assert Prediction([], prompt_length=PROMPT, window=WINDOW).begin() is None
+    assert Prediction(ExpectedText([]), prompt_length=PROMPT, window=WINDOW).begin() is None
     assert played([], [1, 2, 3]) == (3, 0, 0)
 
 
@@ -74,7 +74,7 @@ def test_the_draft_goes_on_where_the_answer_comes_back_to_the_text(change: objec
 
 def test_a_single_token_far_away_is_not_believed() -> None:
     text = [*range(NEAR + 10), 500, 501, 502]
-    prediction = Prediction(text, prompt_length=PROMPT, window=WINDOW)
+    prediction = Prediction(ExpectedText(text), prompt_length=PROMPT, window=WINDOW)
     prediction.begin()
     assert prediction.committed([900, 500]) is None
     run = prediction.committed([501])

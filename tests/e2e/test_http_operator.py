@@ -13,7 +13,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.metrics import ServerMetrics
-from pilotfish_cloud.principal import Principal
+from pilotfish_cloud.principal import ANYONE, Principal
+from pilotfish_core.errors import EngineFailure, UnknownModel
+from pilotfish_core.messages import Open
+from pilotfish_core.parameters import SamplingParams
 from tests.e2e.conftest import Verifier, connected
 from tests.e2e.http_doors import caller, door, gateway_of
 
@@ -69,6 +72,36 @@ async def test_both_doors_are_counted(verifier: Verifier) -> None:
     assert seen[key("committed_tokens_total")] == stats.committed_tokens
     assert seen[key("kv_blocks", state="free")] + seen[key("kv_blocks", state="kept")] == stats.blocks_total
     assert seen[key("prefix_cache_miss_tokens_total", reason="evicted")] == 0
+
+
+async def test_what_ends_otherwise_is_counted_by_its_kind(verifier: Verifier) -> None:
+    gateway = gateway_of(verifier)
+
+    def opening(model: str) -> Open:
+        return Open(
+            model=model,
+            tokenizer_hash=verifier.engine.tokenizer.hash,
+            generation_id=bytes(16),
+            attempt=1,
+            prompt=(5, 6),
+            params=SamplingParams(max_tokens=4),
+        )
+
+    async with door(verifier) as address:
+        with pytest.raises(UnknownModel):
+            gateway.open(opening("other"), ANYONE)
+        gone = gateway.open(opening(""), ANYONE)
+        gateway.close(gone)
+        failed = gateway.open(opening(""), ANYONE, door="http")
+        failed.fail(EngineFailure("no step"))
+        gateway.close(failed)
+        seen = await samples(address)
+        async with httpx.AsyncClient(base_url=address) as raw:
+            totals = (await raw.get("/status.json")).json()["generations"]
+    assert seen[key("generations_refused_total", door="grpc", kind="unknown_model")] == 1
+    assert seen[key("generations_finished_total", door="grpc", reason="abort")] == 1
+    assert seen[key("generations_failed_total", door="http", kind="engine_failure")] == 1
+    assert totals == {"in_progress": 0, "opened": 2, "finished": 0, "aborted": 1, "failed": 1, "refused": 1}
 
 
 async def test_counters_by_draft_position(verifier: Verifier) -> None:

@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import httpx
+import openai
 import pytest
 from starlette.types import Message
 
@@ -15,7 +16,7 @@ from pilotfish_cloud.http.app import create_app
 from tests.e2e.conftest import Verifier, serving
 from tests.e2e.http_doors import caller, gateway_of, watching
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 ASK: dict[str, Any] = {"prompt": "def f(", "max_tokens": 6, "temperature": 0, "ignore_eos": True}
 LONG = ASK | {"max_tokens": 1900}
 
@@ -154,3 +155,18 @@ async def test_a_quiet_stream_is_kept_alive(verifier: Verifier, monkeypatch: pyt
     async with caller(verifier.http) as client:
         stream = await client.completions.create(model="target", prompt=[8] * 1500, max_tokens=3, stream=True)
         assert [chunk async for chunk in stream]
+
+
+async def test_a_server_that_stops_hands_its_streams_back() -> None:
+    async with serving() as verifier, caller(verifier.http) as client:
+        stream = await client.completions.create(
+            model="target", prompt="def f(", max_tokens=1900, stream=True, extra_body={"ignore_eos": True}
+        )
+        assert (await anext(stream)).choices[0].text
+        stopping = asyncio.create_task(verifier.server.stop())
+        with pytest.raises(openai.APIError, match="shutting down") as caught:
+            [chunk async for chunk in stream]
+        assert caught.value.code == "unavailable"
+        await stopping
+        with pytest.raises(openai.APIConnectionError):
+            await client.models.list()

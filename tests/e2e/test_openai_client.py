@@ -13,7 +13,7 @@ from pilotfish_core.tokenizer import IncrementalDecoder
 from tests.e2e.conftest import Verifier, connected
 from tests.e2e.http_doors import TEMPLATE, caller, door, gateway_of
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 PROMPT = "def quicksort(items):\n"
 MESSAGES: list[Any] = [{"role": "system", "content": "Write Python."}, {"role": "user", "content": "Sort a list."}]
 RENDERED = "# system: Write Python.\n# user: Sort a list.\ndef "

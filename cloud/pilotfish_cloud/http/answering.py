@@ -21,7 +21,7 @@ from pilotfish_core.messages import GENERATION_ID_BYTES, Open
 from pilotfish_core.modes import Mode, Pacing
 from pilotfish_core.noise import derive_seed
 from pilotfish_core.parameters import SamplingParams
-from pilotfish_core.prediction import Prediction
+from pilotfish_core.prediction import ExpectedText, Prediction
 
 DOOR: Final = "http"
 Result = TypeVar("Result")
@@ -32,14 +32,14 @@ class Question:
     """What a request asks for, in whichever of the two forms it came.
 
     Each prompt gets ``n`` answers; those of one prompt have sub-seeds of ``params.seed``, so an answer depends neither
-    on the other prompts nor on ``n``. ``expected``: tokens that the answer is expected to follow.
+    on the other prompts nor on ``n``. ``expected``: what the answers are expected to follow.
     """
 
     model: str
     prompts: tuple[tuple[int, ...], ...]
     n: int
     params: SamplingParams
-    expected: tuple[int, ...] = ()
+    expected: ExpectedText | None = None
 
 
 class Answering:
@@ -61,9 +61,9 @@ class Answering:
                 prompt,
                 dataclasses.replace(question.params, seed=derive_seed(question.params.seed, number)),
                 gateway.tokenizer,
-                Prediction(question.expected, prompt_length=len(prompt), window=info.max_draft_tokens)
-                if question.expected
-                else None,
+                None
+                if question.expected is None
+                else Prediction(question.expected, prompt_length=len(prompt), window=info.max_draft_tokens),
             )
             for prompt_index, prompt in enumerate(question.prompts)
             for number in range(question.n)

@@ -55,7 +55,7 @@ def create_app(
     metrics = metrics or ServerMetrics(gateway)
     started = int(time.time())
     app.add_middleware(Exchange, counted=metrics.count_http)
-    for kind in (PilotfishError, HTTPException, Exception):
+    for kind in (PilotfishError, HTTPException):
         app.add_exception_handler(kind, on_error)
 
     @app.exception_handler(CallerGoneError)

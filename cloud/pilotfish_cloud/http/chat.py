@@ -27,13 +27,12 @@ def question_of(body: ChatBody, tokenizer: Tokenizer, template: ChatTemplate | N
     messages = [_plain(message, f"messages[{index}]", template) for index, message in enumerate(body.messages)]
     text = template.render(messages, add_generation_prompt=body.add_generation_prompt, extra=body.chat_template_kwargs)
     prompt = tuple(tokenizer.encode(text, add_special_tokens=body.add_special_tokens))
-    expected = "" if body.prediction is None else text_of(body.prediction.content, "prediction.content")
     return Question(
         model=body.model,
         prompts=(prompt,),
         n=body.n or 1,
         params=body.sampling(max_tokens=_max_tokens(body, max_model_len - len(prompt)), logprobs=_logprobs(body)),
-        expected=tuple(tokenizer.encode(expected, add_special_tokens=False)),
+        expected=body.expected(tokenizer),
     )
 
 

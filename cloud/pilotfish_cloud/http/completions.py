@@ -8,7 +8,7 @@ from typing import Any
 from pilotfish_cloud.http.answering import Question
 from pilotfish_cloud.http.choice import Choice, ScoredToken
 from pilotfish_cloud.http.forms import Form, best, bounded
-from pilotfish_cloud.http.schema import MAX_CHOICES, CompletionBody, text_of
+from pilotfish_cloud.http.schema import MAX_CHOICES, CompletionBody
 from pilotfish_core.errors import InvalidParameter, UnsupportedParameter
 from pilotfish_core.tokenizer import Tokenizer
 
@@ -23,7 +23,6 @@ def question_of(body: CompletionBody, tokenizer: Tokenizer) -> Question:
     count = body.n or 1
     if len(prompts) * count > MAX_CHOICES:
         raise InvalidParameter.of("n", count, f"at most {MAX_CHOICES} answers in all; there are {len(prompts)} prompts")
-    expected = "" if body.prediction is None else text_of(body.prediction.content, "prediction.content")
     return Question(
         model=body.model,
         prompts=prompts,
@@ -31,7 +30,7 @@ def question_of(body: CompletionBody, tokenizer: Tokenizer) -> Question:
         params=body.sampling(
             max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens, logprobs=body.logprobs
         ),
-        expected=tuple(tokenizer.encode(expected, add_special_tokens=False)),
+        expected=body.expected(tokenizer),
     )
 
 
@@ -98,11 +97,13 @@ class CompletionForm(Form):
         return {
             "tokens": [self.token_text(entry.token) for entry in scored],
             "token_logprobs": [bounded(entry.logprobs.chosen) for entry in scored],
-            "top_logprobs": [
-                {self.token_text(token): bounded(value) for token, value in reversed([*best(entry, count)])}
-                for entry in scored
-            ]
-            if count
-            else None,
+            "top_logprobs": [self._best(entry, count) for entry in scored] if count else None,
             "text_offset": [entry.offset for entry in scored],
         }
+
+    def _best(self, entry: ScoredToken, count: int) -> dict[str, float]:
+        """The most likely tokens, and the chosen one in any case. Of tokens with the same text the likeliest counts."""
+        found: dict[str, float] = {}
+        for token, value in [*best(entry, count), (entry.token, entry.logprobs.chosen)]:
+            found.setdefault(self.token_text(token), bounded(value))
+        return found

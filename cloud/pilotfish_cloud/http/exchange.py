@@ -1,4 +1,4 @@
-"""Around every request: an id that the caller can name, and its count by route and status."""
+"""Around every request: an id that the caller can name, its count by route and status, and the last net for errors."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable
 from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from pilotfish_cloud.http.errors import error_response
 
 REQUEST_ID_HEADER: Final = b"x-request-id"
 OTHER: Final = "other"  # paths that are none of ours are not told apart: callers choose them
@@ -25,10 +27,19 @@ class Exchange:
             return
         name = f"req-{secrets.token_hex(12)}".encode()
 
+        begun = False
+
         async def sent(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
+                begun = True
                 message["headers"] = [*message.get("headers", []), (REQUEST_ID_HEADER, name)]
                 self._counted(getattr(scope.get("route"), "path", OTHER), message["status"])
             await send(message)
 
-        await self._app(scope, receive, sent)
+        try:
+            await self._app(scope, receive, sent)
+        except Exception as error:  # a defect; once the response has begun only the connection's end can tell
+            response = error_response(error)
+            if not begun:
+                await response(scope, receive, sent)

@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pilotfish_core.errors import InvalidParameter, InvalidRequest, UnsupportedParameter
 from pilotfish_core.parameters import MAX_SEED, SamplingParams
+from pilotfish_core.prediction import ExpectedText
+from pilotfish_core.tokenizer import Tokenizer
 
 IGNORED_HEADER: Final = "x-pilotfish-ignored"
 MAX_CHOICES: Final = 128
@@ -121,6 +123,15 @@ class RequestBody(BaseModel):
         return SamplingParams.from_mapping(
             values | {"max_tokens": max_tokens, "logprobs": logprobs, "seed": self._seed()}
         )
+
+    def expected(self, tokenizer: Tokenizer) -> ExpectedText | None:
+        """What ``prediction`` expects. Raises InvalidParameter, UnsupportedParameter."""
+        if self.prediction is None:
+            return None
+        if self.prediction.type != "content":
+            raise InvalidParameter.of("prediction.type", self.prediction.type, "content")
+        text = text_of(self.prediction.content, "prediction.content")
+        return ExpectedText(tokenizer.encode(text, add_special_tokens=False))
 
     def _seed(self) -> object:
         """Negative seeds, which OpenAI allows, are those of 64 bits that they stand for."""
