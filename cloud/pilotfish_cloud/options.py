@@ -37,6 +37,7 @@ class Option:
     low: float | None
     high: float | None
     positional: bool
+    model: bool  # a path that may be a Hugging Face id instead
 
     @property
     def flag(self) -> str:
@@ -69,10 +70,13 @@ def option(
     low: float | None = None,
     high: float | None = None,
     positional: bool = False,
+    model: bool = False,
 ) -> Any:
     """A dataclass field that is an option; ``default`` may be dataclasses.MISSING."""
     metadata = {"key": key, "help": help, "metavar": metavar, "choices": tuple(choices), "low": low, "high": high}
-    return dataclasses.field(default=default, metadata={_METADATA: metadata | {"positional": positional}})
+    return dataclasses.field(
+        default=default, metadata={_METADATA: metadata | {"positional": positional, "model": model}}
+    )
 
 
 def options_of(kind: type) -> dict[str, Option]:
@@ -152,7 +156,8 @@ def _plain(hint: Any) -> type:
 
 def _from_file(entry: Option, value: Any, file: Path, name: str) -> Any:
     if entry.kind is Path and isinstance(value, str):
-        return file.absolute().parent / Path(value).expanduser()  # what the file names lies beside it
+        path = file.absolute().parent / Path(value).expanduser()  # what the file names lies beside it
+        return Path(value) if entry.model and not path.exists() else path
     if entry.kind is float and type(value) is int:
         return float(value)
     if type(value) is not entry.kind:

@@ -23,6 +23,11 @@ _WANTED: Final = (
 _ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
+def is_model_id(name: str) -> bool:
+    """Whether ``name`` is no path here and may be an id on Hugging Face."""
+    return not Path(name).expanduser().exists() and _ID.fullmatch(name) is not None
+
+
 def resolve_model(name: str) -> Path:
     """The local folder of a model: ``name`` itself, or what Hugging Face's cache holds under the id ``owner/name``.
 
