@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from pilotfish_cloud.engine.model_source import is_model_id
 from pilotfish_cloud.tables import read_table, unknown
 from pilotfish_core.errors import InvalidParameter
 
@@ -157,7 +158,7 @@ def _plain(hint: Any) -> type:
 def _from_file(entry: Option, value: Any, file: Path, name: str) -> Any:
     if entry.kind is Path and isinstance(value, str):
         path = file.absolute().parent / Path(value).expanduser()  # what the file names lies beside it
-        return Path(value) if entry.model and not path.exists() else path
+        return Path(value) if entry.model and not path.exists() and is_model_id(value) else path
     if entry.kind is float and type(value) is int:
         return float(value)
     if type(value) is not entry.kind:
