@@ -93,3 +93,23 @@ def test_a_machine_that_has_changed_is_found_out(count: int) -> None:
         plain = count / current(count, 64 * count) / (1 + 0.02 * 0.8)
         running.run(running.now + settling)
         assert running.run(running.now + 10.0) >= expected * plain
+
+
+@pytest.mark.parametrize("count", [1, 4, 8])
+def test_on_short_links_waiting_together_pays(count: int) -> None:
+    speeds = []
+    for cap in (0.0, 0.05):
+        chosen = Goodput(DRAFTS, hold_cap=cap)
+        for rows in (1, 2, 4, 8, 9):
+            chosen.observe(rows, flat(rows, 64))
+        running = cloud(flat, chosen, count, noise=0.03, acceptance=0.7, response=0.003, gap=0.0015, window=DRAFTS)
+        speeds.append(running.run(15.0))
+    assert speeds[1] >= 1.05 * speeds[0]
+
+
+def test_nobody_waits_beside_one_that_cannot_draft() -> None:
+    running = cloud(flat, policy(flat), 3, noise=0.03, acceptance=0.7, response=0.003, gap=0.0015, window=DRAFTS)
+    running.add(Stream("plain", tokens=30000, window=0))
+    running.run(5.0)
+    assert running.scheduler.counts.holds == 0
+    assert running.tokens["plain"] >= 0.97 * 5.0 / flat(4, 64) / 1.03

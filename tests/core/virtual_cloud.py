@@ -64,8 +64,10 @@ class Stream:
         self._first = zlib.crc32(key.encode())
         self._chance = random.Random(key)
         self._branch = -1
-        self._next = 0  # position of the next draft token
-        self._at = 0.0  # when it arrives
+        self._start = 0  # of the branch
+        self._drafted: list[int] = []  # its tokens, the first so many of them sent
+        self._sent = 0
+        self._at = 0.0  # when the next one arrives
 
     @property
     def key(self) -> str:
@@ -77,30 +79,41 @@ class Stream:
 
     def next_arrival(self) -> float | None:
         """When the next draft token arrives, if one is on its way."""
-        core = self.sequence.core
-        if not self.window or core.refuted or self.sequence.status is not SequenceStatus.RUNNING:
+        if not self.window or self._branch < 0 or self.sequence.status is not SequenceStatus.RUNNING:
             return None
-        return self._at if self._next < core.length + self.window else None
+        return self._at if self._start + self._sent < self.sequence.core.length + self.window else None
 
     def deliver(self, now: float) -> None:
         """What has arrived by ``now``."""
         while (at := self.next_arrival()) is not None and at <= now:
-            right = self._chance.random() < self._right(self._next)
-            token = self.target(self._next) if right else VOCABULARY - 1
-            self.sequence.core.receive(DraftRun(self._branch, self._next, (token,)), at)
-            self._next += 1
+            if self._sent == len(self._drafted):
+                self._draft()
+            token = self._drafted[self._sent]
+            self.sequence.core.receive(DraftRun(self._branch, self._start + self._sent, (token,)), at)
+            self._sent += 1
             self._at = at + self.gap
 
     def committed(self, now: float) -> None:
-        """A commit went out at ``now``: begin a new branch if it refuted the draft or went past it."""
-        core = self.sequence.core
-        if core.refuted or self._next < core.length:
+        """A commit goes out at ``now``. The device begins a new branch if it refutes the draft or goes past what is
+        drafted until the device hears of it.
+        """
+        length = self.sequence.core.length
+        while self._start + len(self._drafted) < length and self._branch >= 0:
+            if self._at + self.gap * (len(self._drafted) - self._sent) > now + self.response:
+                break
+            self._draft()
+        known = self._drafted[: length - self._start]
+        right = [self.target(self._start + index) for index in range(len(known))]
+        if self._branch < 0 or len(known) < length - self._start or known != right:
             self._branch += 1
-            self._next, self._at = core.length, now + self.response
-            if self.window:
-                core.receive(DraftRun(self._branch, self._next, ()), now)
-        else:
-            self._at = max(self._at, now + self.response - self.gap)
+            self._start, self._drafted, self._sent, self._at = length, [], 0, now + self.response
+        elif self._at <= now:  # the window was full
+            self._at = now + self.response
+
+    def _draft(self) -> None:
+        position = self._start + len(self._drafted)
+        right = self._chance.random() < self._right(position)
+        self._drafted.append(self.target(position) if right else VOCABULARY - 1)
 
 
 class VirtualCloud:
