@@ -1,12 +1,12 @@
 """Milliseconds that the device library and the service add to a commit.
 
-    python -m benchmarks.delays [--streams 32] [--max-tokens 64] [--json OUT]
+    python -m benchmarks.delays [--streams 32] [--max-tokens 64] [--engine-thread] [--no-pin] [--json OUT]
 
-*Service*: from the end of a step in the engine's thread to the return of gRPC's write of its commit (the bytes are with
-the transport then), so many streams in one batch. *Device*: from the moment at which gRPC hands a commit's frame to
-the library to the moment at which the app has the piece of text, one stream, the reference draft drafting beside it.
-Server and clients are processes of their own, pinned to a processor each; the target is the inflated reference target
-(bfloat16, deterministic).
+*Service*: from the end of a step in the engine's process to the return of gRPC's write of its commit (the bytes are
+with the transport then), so many streams in one batch. *Device*: from the moment at which gRPC hands a commit's frame
+to the library to the moment at which the app has the piece of text, one stream, the reference draft drafting beside it.
+Server (engine's process and all) and clients are pinned to a processor each, unless ``--no-pin``; the target is the
+inflated reference target (bfloat16, deterministic).
 """
 
 from __future__ import annotations
@@ -31,16 +31,18 @@ from pilotfish.transport import DeviceStream, Transport, parse_addresses
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 
 
-async def serve(model: Path) -> None:
+async def serve(model: Path, engine_thread: bool) -> None:
     """The server's process: prints its address, serves until standard input ends, prints the delays."""
     from pilotfish_cloud.config import ServerConfig
     from pilotfish_cloud.engine.engine import EmbeddedEngine
+    from pilotfish_cloud.engine.process import EngineProcess
     from pilotfish_cloud.server import VerifierServer
 
     config = ServerConfig(
         model=model, served_model_name="target", port=0, http_port=0, dtype="bfloat16", deterministic=True
     )
-    engine = await asyncio.to_thread(EmbeddedEngine.load, config)
+    kind = EmbeddedEngine if engine_thread else EngineProcess
+    engine: EmbeddedEngine | EngineProcess = await asyncio.to_thread(kind.load, config)
     server = VerifierServer(config, engine, engine.tokenizer)
     await server.start()
     delays: list[float] = []
@@ -115,11 +117,14 @@ def percentiles(delays: Sequence[float]) -> dict[str, Any]:
 SHARES = {"p50_ms": 0.5, "p90_ms": 0.9, "p99_ms": 0.99, "max_ms": 1.0}
 
 
-def measure(model: Path, draft: Path, pins: Pins, streams: int, max_tokens: int) -> dict[str, Any]:
+def measure(
+    model: Path, draft: Path, pins: Pins | None, streams: int, max_tokens: int, *, engine_thread: bool
+) -> dict[str, Any]:
     """Both parts, against one server."""
     command = [sys.executable, "-m", "benchmarks.delays", "--serve", str(model)]
+    command += ["--engine-thread"] * engine_thread
     with contextlib.ExitStack() as stack:
-        with pins.starting_verifier():
+        with contextlib.nullcontext() if pins is None else pins.starting_verifier():
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         stack.callback(process.kill)
         if process.stdout is None or process.stdin is None:
@@ -140,17 +145,19 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
+    parser.add_argument("--engine-thread", action="store_true", help="engine and service in one process")
+    parser.add_argument("--no-pin", action="store_true", help="let all processes use all processors")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve is not None:
-        asyncio.run(serve(given.serve))
+        asyncio.run(serve(given.serve, given.engine_thread))
         return
     reference = find_reference(None)
     work = reference.parent / "build" / "demo"
     target, draft = inflated_target(reference, work), exported_draft(reference, work, "int8")
     where = machine()
-    with pinned() as pins:
-        figures = measure(target, draft, pins, given.streams, given.max_tokens)
+    with contextlib.nullcontext() if given.no_pin else pinned() as pins:
+        figures = measure(target, draft, pins, given.streams, given.max_tokens, engine_thread=given.engine_thread)
     for side, values in figures.items():
         print(f"{side:8}", ", ".join(f"{name} {value}" for name, value in values.items()))
     if given.json is not None:

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 
 from pilotfish.transport import DeviceStream, Transport
-from pilotfish_core.errors import InvalidRequest, PilotfishError, PromptTooLong, Unavailable
+from pilotfish_core.errors import InvalidRequest, PilotfishError, PromptTooLong, ProtocolViolation, Unavailable
 from pilotfish_core.messages import Open
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.wire import MAX_FRAME_BYTES, CloudFrameReader, DeviceFrameWriter
@@ -42,6 +42,20 @@ class Attempt:
         self.writer = DeviceFrameWriter()
         self.reader = CloudFrameReader()
         self.fingerprint = ""
+        self.opening = message
+        frame = self._frame(message)
+        self.stream: DeviceStream = transport.open(number)
+        self.stream.send(frame)
+        self.task = asyncio.get_running_loop().create_task(self._listen(post))
+
+    def reopen(self, message: Open) -> None:
+        """Send the open again, with all ids of the prompt. Raises ProtocolViolation when it had them already."""
+        if self.opening.prefix is None:
+            raise ProtocolViolation("the verifier asked for a prompt prefix that was sent as ids")
+        self.opening = message
+        self.stream.send(self._frame(message))
+
+    def _frame(self, message: Open) -> pb.DeviceFrame:
         try:
             frame = self.writer.open(message)
         except (ValueError, TypeError) as error:  # a number too large for its field, text that is not Unicode
@@ -52,9 +66,7 @@ class Attempt:
                 f"a prompt of {len(message.prompt)} tokens and an output of {len(message.output)} take {size} bytes to "
                 f"send; at most {MAX_FRAME_BYTES} can be sent"
             )
-        self.stream: DeviceStream = transport.open(number)
-        self.stream.send(frame)
-        self.task = asyncio.get_running_loop().create_task(self._listen(post))
+        return frame
 
     async def _listen(self, post: Callable[[Received | Lost], None]) -> None:
         try:

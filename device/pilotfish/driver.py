@@ -34,8 +34,9 @@ from pilotfish_core.draft_policy import PolicyMemory
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.drafts import Commit, Finish, FinishReason, Origin
 from pilotfish_core.errors import FingerprintMismatch, PilotfishError, ProtocolViolation, Unavailable
-from pilotfish_core.messages import Open, Opened, Pong
+from pilotfish_core.messages import Open, Opened, Pong, PrefixUnknown
 from pilotfish_core.modes import Advice, Hint, Mode
+from pilotfish_core.prompts import SentPrompts
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.tokenizer import Tokenizer
 
@@ -81,8 +82,11 @@ class GenerationDriver:
         allow_other_fingerprint: bool = False,
         memory: PolicyMemory | None = None,
         hint: Hint | None = None,
+        prompts: SentPrompts | None = None,
     ) -> None:
+        """``prompts``: what the verifier was sent before, by earlier generations too."""
         self.generation = generation
+        self._prompts = SentPrompts() if prompts is None else prompts
         self.pieces: asyncio.Queue[Piece | Result | PilotfishError] = asyncio.Queue()
         self.outcome: asyncio.Future[Result | PilotfishError] = asyncio.get_running_loop().create_future()
         self._transport = transport
@@ -182,14 +186,20 @@ class GenerationDriver:
                         actions += self._core.heard(message, now)
                     case Advice():
                         actions += self._core.advised(message, now)
-                    case _:
-                        raise ProtocolViolation("the verifier asked for a prompt prefix that was sent as ids")
+                    case PrefixUnknown():
+                        self._send_prompt(attempt)
         except ProtocolViolation as error:
             return self._core.fail(error, now)
         return actions
 
+    def _send_prompt(self, attempt: Attempt) -> None:
+        """The verifier does not know what it was named: send the ids."""
+        self._prompts.forget(self.generation.prompt)
+        attempt.reopen(dataclasses.replace(attempt.opening, prompt=self.generation.prompt, prefix=None))
+
     def _opened(self, attempt: Attempt, message: Opened) -> None:
         check_version(message.protocol_version)
+        self._prompts.sent(self.generation.prompt)
         attempt.fingerprint = message.fingerprint
         self.generation.model = message.model
         self._figures.cached_tokens = message.cached_tokens
@@ -232,12 +242,14 @@ class GenerationDriver:
         self._leave()
         generation = self.generation
         generation.attempt = number
+        prefix = self._prompts.known(generation.prompt)
         message = Open(
             model=generation.model,
             tokenizer_hash=generation.tokenizer_hash,
             generation_id=generation.id,
             attempt=number,
-            prompt=generation.prompt,
+            prompt=generation.prompt if prefix is None else generation.prompt[prefix.length :],
+            prefix=prefix,
             params=generation.params,
             output=tuple(generation.output),
             # Until a token was decided, any replica may decide the first.

@@ -7,6 +7,7 @@ from typing import Final
 
 from pilotfish_core.modes import CloudDraft, Hint, Mode, Pace
 from pilotfish_core.parameters import SamplingParams
+from pilotfish_core.prompts import PromptPrefix
 
 PROTOCOL_VERSION: Final = 1
 GENERATION_ID_BYTES: Final = 16
@@ -16,7 +17,8 @@ GENERATION_ID_BYTES: Final = 16
 class Open:
     """The device begins a generation, or continues one with the committed tokens that it holds.
 
-    ``tokenizer_hash`` is hex. ``fingerprint`` is the one the generation began with, empty at first; a replica with
+    ``prompt`` are the ids after ``prefix``, which is named by its hash where the cloud may know it. ``tokenizer_hash``
+    is hex. ``fingerprint`` is the one the generation began with, empty at first; a replica with
     another one refuses the resume unless ``allow_other_fingerprint``.
     """
 
@@ -32,7 +34,13 @@ class Open:
     mode: Mode = dataclasses.field(default_factory=Mode)
     hint: Hint = dataclasses.field(default_factory=Hint)
     pace: Pace | None = None
+    prefix: PromptPrefix | None = None
     protocol_version: int = PROTOCOL_VERSION
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens of the whole prompt."""
+        return len(self.prompt) + (self.prefix.length if self.prefix is not None else 0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,9 +48,9 @@ class DeviceFrameWriter:
         self._base = -1  # start of the last branch; at first the length that open said
 
     def open(self, message: Open) -> pb.DeviceFrame:
-        """The first frame."""
+        """The first frame; once more, with all ids, when the cloud does not know the prompt's prefix."""
         frame = pb.DeviceFrame(open=open_to_wire(message))
-        self._base = len(message.prompt) + len(message.output)
+        self._base = message.prompt_length + len(message.output)
         return frame
 
     def draft(self, run: DraftRun, acknowledged: int | None = None) -> pb.DeviceFrame:
@@ -91,10 +91,13 @@ class DeviceFrameWriter:
 
 
 class DeviceFrameReader:
-    """Reads the device's frames in the cloud, for one stream."""
+    """Reads the device's frames in the cloud, for one stream.
+
+    An open that named its prompt's prefix by hash may come once more, with the ids.
+    """
 
     def __init__(self) -> None:
-        self._opened = False
+        self._opened: Open | None = None
         self._branch = -1
         self._end = -1
         self._base = -1  # as the writer's
@@ -103,13 +106,10 @@ class DeviceFrameReader:
         """The messages in one frame. Raises ProtocolViolation; InvalidParameter for bad sampling parameters."""
         messages: list[DeviceMessage] = []
         control = frame.WhichOneof("control")
-        if (control == "open") == self._opened:
-            raise ProtocolViolation("a second open" if self._opened else "the first frame must carry open")
         if control == "open":
-            self._opened = True
-            opening = open_from_wire(frame.open)
-            self._base = len(opening.prompt) + len(opening.output)
-            messages.append(opening)
+            messages.append(self._open(frame.open))
+        elif self._opened is None:
+            raise ProtocolViolation("the first frame must carry open")
         elif control == "ping":
             messages.append(Ping(frame.ping.nonce))
         elif control == "mode":
@@ -126,6 +126,20 @@ class DeviceFrameReader:
                 messages.append(Acknowledged(run.start))
             messages.append(run)
         return messages
+
+    def _open(self, message: pb.Open) -> Open:
+        if self._opened is not None and self._opened.prefix is None:
+            raise ProtocolViolation("a second open")
+        opening = open_from_wire(message)
+        if self._opened is not None and opening.prefix is not None:
+            raise ProtocolViolation("a second open by hash")
+        if self._opened is not None and opening.prompt_length != self._opened.prompt_length:
+            raise ProtocolViolation(
+                f"the prompt had {self._opened.prompt_length} tokens by hash and has {opening.prompt_length} by ids"
+            )
+        self._opened = opening
+        self._base = opening.prompt_length + len(opening.output)
+        return opening
 
     def _run(self, frame: pb.DeviceFrame, tokens: tuple[int, ...]) -> DraftRun:
         if frame.HasField("branch") != frame.HasField("start"):

@@ -8,8 +8,11 @@ from pilotfish_core.errors import InvalidParameter, ProtocolViolation
 from pilotfish_core.messages import GENERATION_ID_BYTES, PROTOCOL_VERSION, Open, Opened
 from pilotfish_core.modes import Advice, CloudDraft, Hint, Mode, Pace, Pacing
 from pilotfish_core.parameters import MAX_LOGIT_BIAS, SamplingParams
+from pilotfish_core.prompts import PROMPT_BLOCK, PromptPrefix
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 
+DIGEST_BYTES: Final = 32
+MAX_PREFIX: Final = 1 << 20  # tokens of a prompt's prefix
 _PACINGS: Final = {Pacing.FREE: pb.Mode.FREE, Pacing.LOCKSTEP: pb.Mode.LOCKSTEP, Pacing.PAUSED: pb.Mode.PAUSED}
 _PACINGS_BACK: Final[dict[int, Pacing]] = {int(wire): pacing for pacing, wire in _PACINGS.items()}
 _CLOUD_DRAFTS: Final = {
@@ -97,7 +100,7 @@ def open_to_wire(message: Open) -> pb.Open:
         tokenizer_hash=bytes.fromhex(message.tokenizer_hash),
         generation_id=message.generation_id,
         attempt=message.attempt,
-        prompt=pb.Prompt(tokens=message.prompt),
+        prompt=_prompt_to_wire(message),
         params=params_to_wire(message.params),
         output=message.output,
         fingerprint=message.fingerprint,
@@ -110,6 +113,25 @@ def open_to_wire(message: Open) -> pb.Open:
     if message.pace is not None:
         opening.pace.CopyFrom(pace_to_wire(message.pace))
     return opening
+
+
+def _prompt_to_wire(message: Open) -> pb.Prompt:
+    if message.prefix is None:
+        return pb.Prompt(tokens=message.prompt)
+    digest, length = message.prefix
+    return pb.Prompt(prefix_hash=digest, prefix_length=length, tokens=message.prompt)
+
+
+def _prefix_from_wire(message: pb.Prompt) -> PromptPrefix | None:
+    digest, length = message.prefix_hash, message.prefix_length
+    if not digest and not length:
+        return None
+    if len(digest) != DIGEST_BYTES or not 0 < length <= MAX_PREFIX or length % PROMPT_BLOCK:
+        raise ProtocolViolation(
+            f"the prompt's prefix has a hash of {len(digest)} bytes and a length of {length}; expected {DIGEST_BYTES} "
+            f"bytes and a multiple of {PROMPT_BLOCK} up to {MAX_PREFIX}"
+        )
+    return PromptPrefix(digest, length)
 
 
 def opened_to_wire(message: Opened) -> pb.Opened:
@@ -189,6 +211,7 @@ def open_from_wire(message: pb.Open) -> Open:
         generation_id=message.generation_id,
         attempt=message.attempt,
         prompt=tuple(message.prompt.tokens),
+        prefix=_prefix_from_wire(message.prompt),
         params=params_from_wire(message.params),
         output=tuple(message.output),
         fingerprint=message.fingerprint,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from pilotfish_cloud.engine.engine import EmbeddedEngine
-from pilotfish_cloud.engine.interface import CommitEvent, EngineEvent, FailedEvent, OpenedEvent, OpenRequest
+from pilotfish_cloud.engine.interface import CommitEvent, Engine, EngineEvent, FailedEvent, OpenedEvent, OpenRequest
 from pilotfish_core.drafts import Commit, DraftRun, Finish
 from pilotfish_core.errors import PilotfishError
 from pilotfish_core.parameters import SamplingParams
@@ -75,7 +75,7 @@ def running(engine: EmbeddedEngine) -> Iterator[Ear]:
     assert engine.scheduler.blocks.num_held == 0
 
 
-def drafting(engine: EmbeddedEngine, ear: Ear, key: str, prompt_len: int, source: Sequence[int], length: int) -> None:
+def drafting(engine: Engine, ear: Ear, key: str, prompt_len: int, source: Sequence[int], length: int) -> None:
     """After each commit of ``key``, draft the next ``length`` tokens of ``source``."""
     branch = 0
 

@@ -15,6 +15,7 @@ from pilotfish_core.errors import InvalidParameter, PilotfishError, ProtocolViol
 from pilotfish_core.messages import Acknowledged, Open, Opened, Ping, Pong
 from pilotfish_core.modes import Advice, CloudDraft, Hint, Mode, Pacing
 from pilotfish_core.parameters import SamplingParams
+from pilotfish_core.prompts import PromptPrefix, prefixes
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.wire import CloudFrameReader, CloudFrameWriter, DeviceFrameReader, DeviceFrameWriter
 
@@ -64,6 +65,41 @@ def test_open_crosses_unchanged(params: SamplingParams, output: tuple[int, ...],
     message = opening(params=params, output=output, attempt=attempt, fingerprint="pf-1", allow_other_fingerprint=True)
     frame = pb.DeviceFrame.FromString(DeviceFrameWriter().open(message).SerializeToString())
     assert DeviceFrameReader().read(frame) == [message]
+
+
+def test_a_prompt_by_hash_may_be_opened_again_with_its_ids() -> None:
+    prompt = tuple(range(40))
+    prefix = prefixes(prompt)[-1]
+    by_hash, by_ids = opening(prompt=prompt[prefix.length :], prefix=prefix), opening(prompt=prompt)
+    writer, reader = DeviceFrameWriter(), DeviceFrameReader()
+    assert reader.read(writer.open(by_hash)) == [by_hash]
+    assert by_hash.prompt_length == by_ids.prompt_length == 40
+    assert reader.read(writer.open(by_ids)) == [by_ids]
+    assert reader.read(writer.draft(DraftRun(0, 40, (7,)))) == [Acknowledged(40), DraftRun(0, 40, (7,))]
+    with pytest.raises(ProtocolViolation, match="a second open"):
+        reader.read(writer.open(by_ids))
+
+
+@pytest.mark.parametrize(
+    ("again", "complaint"),
+    [
+        ({"prompt": (), "prefix": PromptPrefix(bytes(32), 32)}, "a second open"),
+        ({"prompt": tuple(range(39))}, "had 40 tokens by hash and has 39 by ids"),
+    ],
+)
+def test_another_open_than_that_with_the_ids_is_refused(again: dict[str, Any], complaint: str) -> None:
+    reader = DeviceFrameReader()
+    reader.read(DeviceFrameWriter().open(opening(prompt=(1,) * 8, prefix=PromptPrefix(bytes(32), 32))))
+    with pytest.raises(ProtocolViolation, match=complaint):
+        reader.read(DeviceFrameWriter().open(opening(**again)))
+
+
+@pytest.mark.parametrize(("digest", "length"), [(b"", 16), (bytes(32), 0), (bytes(31), 16), (bytes(32), 17)])
+def test_a_prefix_that_cannot_be_is_refused(digest: bytes, length: int) -> None:
+    frame = DeviceFrameWriter().open(opening())
+    frame.open.prompt.prefix_hash, frame.open.prompt.prefix_length = digest, length
+    with pytest.raises(ProtocolViolation, match="prompt's prefix"):
+        DeviceFrameReader().read(frame)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -26,6 +26,7 @@ from pilotfish_cloud.engine.fingerprint import fingerprint
 from pilotfish_cloud.engine.interface import (
     AdviceEvent,
     CommitEvent,
+    DeathListener,
     Engine,
     EngineEvent,
     EngineInfo,
@@ -88,8 +89,8 @@ class EmbeddedEngine(Engine):
                 )
             )
         self.scheduler = Scheduler(scheduling, speculation_policy(config), drafters)
-        for rows, seconds in step_times(self.runner, most=config.max_draft_rows + 1):
-            self.scheduler.policy.observe(rows, seconds)
+        for rows, load, seconds in step_times(self.runner, most=config.max_draft_rows + 1):
+            self.scheduler.policy.observe(rows, seconds, load)
         self._sampler = StepSampler(self.tokenizer)
         self._verify = VerifyCounts()
         limits = CloudLimits(
@@ -119,6 +120,7 @@ class EmbeddedEngine(Engine):
             cloud_draft=self.scheduler.cloud_draft,
         )
         self._listener: EventListener | None = None
+        self._on_death: DeathListener | None = None
         self._inbox: list[Callable[[], None]] = []
         self._wake = threading.Condition()
         self._closing = False
@@ -153,11 +155,11 @@ class EmbeddedEngine(Engine):
 
     # -- any thread -------------------------------------------------------------------------------------------------
 
-    def start(self, listener: EventListener) -> None:
+    def start(self, listener: EventListener, on_death: DeathListener | None = None) -> None:
         """Begin stepping. Raises RuntimeError when begun or closed before."""
         if self._worker is not None or self._closing:
             raise RuntimeError("the engine was started before")
-        self._listener = listener
+        self._listener, self._on_death = listener, on_death
         self._worker = threading.Thread(target=self._run, name="pilotfish-engine", daemon=True)
         self._worker.start()
 
@@ -166,19 +168,21 @@ class EmbeddedEngine(Engine):
         if not self._post(lambda: self._on_open(request)) and self._listener is not None:
             self._listener([FailedEvent(request.key, Unavailable("this replica is shutting down"))])
 
-    def push(self, key: str, run: DraftRun) -> None:
-        """Draft tokens arrived."""
-        now = time.monotonic()  # not when a step in progress lets them in: the policy learns the device's pace from it
+    def push(self, key: str, run: DraftRun, *, now: float | None = None) -> None:
+        """Draft tokens arrived, ``now``: not when a step in progress lets them in, for the policy learns the device's
+        pace from it.
+        """
+        now = time.monotonic() if now is None else now
         self._post(lambda: self._on_message(key, lambda sequence: sequence.core.receive(run, now)))
 
-    def acknowledge(self, key: str, length: int) -> None:
+    def acknowledge(self, key: str, length: int, *, now: float | None = None) -> None:
         """The device holds the committed tokens up to ``length``."""
-        now = time.monotonic()
+        now = time.monotonic() if now is None else now
         self._post(lambda: self._on_message(key, lambda sequence: sequence.core.acknowledge(length, now)))
 
-    def steer(self, key: str, mode: Mode) -> None:
+    def steer(self, key: str, mode: Mode, *, now: float | None = None) -> None:
         """The device drafts otherwise from here on."""
-        now = time.monotonic()
+        now = time.monotonic() if now is None else now
         self._post(lambda: self._on_message(key, lambda sequence: sequence.core.steer(mode, now)))
 
     def hint(self, key: str, hint: Hint) -> None:
@@ -200,10 +204,11 @@ class EmbeddedEngine(Engine):
     def stats(self) -> EngineStats:
         """A snapshot of the counters."""
         counts, blocks, cache = self.scheduler.counts, self.scheduler.blocks, self.scheduler.cache
+        buckets = tuple(zip(STEP_BUCKETS, itertools.accumulate(self._step_histogram), strict=True))
         return EngineStats(
-            steps=counts.steps,
+            steps=buckets[-1][1],
             step_seconds=self._step_seconds,
-            step_buckets=tuple(zip(STEP_BUCKETS, itertools.accumulate(self._step_histogram), strict=True)),
+            step_buckets=buckets,
             prefill_rows=counts.prefill_rows,
             decode_rows=counts.decode_rows,
             draft_rows=counts.draft_rows,
@@ -214,6 +219,8 @@ class EmbeddedEngine(Engine):
             failures=self._failures,
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
+            waiting_tokens=self.scheduler.waiting.tokens,
+            tenants=len(self.scheduler.counters),
             blocks_total=blocks.num_blocks,
             blocks_held=blocks.num_held,
             blocks_kept=blocks.num_kept,
@@ -232,6 +239,19 @@ class EmbeddedEngine(Engine):
     # -- the worker -------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # a defect: what is running would wait for ever
+            _log.critical("the engine has stopped", exc_info=error)
+            with self._wake:
+                self._closing = True
+            failure = EngineFailure("the verifier's engine has stopped; resume elsewhere", private=repr(error))
+            self._events += [FailedEvent(key, failure) for key in self._sequences]
+            self._tell()
+            if self._on_death is not None:
+                self._on_death(f"the engine has stopped: {error!r}")
+
+    def _work(self) -> None:
         step_back()  # where both share a processor, commits and drafts must not wait for the next step
         torch.set_num_threads(self.config.threads)
         idle = True  # whether the last round found nothing to run
@@ -306,7 +326,7 @@ class EmbeddedEngine(Engine):
         outcomes = self._sampler.sample(step.scheduled, computed)
         now = time.monotonic()
         if all(entry.committed == 1 and entry.yields for entry in step.scheduled):
-            self.scheduler.policy.observe(step.num_rows, now - began)
+            self.scheduler.policy.observe(step.num_rows, now - began, step.load)
         done = self.scheduler.complete(step, outcomes, now)
         self.runner.keep(done.stores)
         for sequence, commit in done.commits:

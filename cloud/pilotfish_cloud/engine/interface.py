@@ -37,7 +37,8 @@ class OpenRequest:
     """A generation to begin, or to continue from what the device holds.
 
     ``key`` names the stream within the engine: unique, never used again. ``output`` are the committed tokens of a
-    resume. ``cache_salt`` separates tenants in the prefix cache; the server derives it, never the client.
+    resume. ``cache_salt`` separates tenants in the prefix cache; the server derives it, never the client. ``tenant``
+    and its ``weight`` decide who shares rows, seats and memory with whom; the server's to set too.
     """
 
     key: str
@@ -45,6 +46,8 @@ class OpenRequest:
     params: SamplingParams
     output: tuple[int, ...] = ()
     cache_salt: bytes = b""
+    tenant: str = ""
+    weight: float = 1.0  # of the tenant; the last one given counts
     mode: Mode = dataclasses.field(default_factory=Mode)
     hint: Hint = dataclasses.field(default_factory=Hint)
     pace: Pace | None = None
@@ -101,6 +104,8 @@ class EngineStats:
     failures: int
     running: int
     waiting: int
+    waiting_tokens: int  # of their prompts, and what was committed of those that were preempted
+    tenants: int  # with unfinished generations
     blocks_total: int
     blocks_held: int
     blocks_kept: int
@@ -113,6 +118,9 @@ EngineEvent = OpenedEvent | CommitEvent | AdviceEvent | FailedEvent
 # Called from the engine's own thread with all events of one step; must not block nor raise.
 EventListener = Callable[[Sequence[EngineEvent]], None]
 
+# Called once, from the engine's own thread, when it cannot go on at all; with the reason.
+DeathListener = Callable[[str], None]
+
 
 class Engine(abc.ABC):
     """Verifies drafts with the target. Methods may be called from any thread and never block on a step.
@@ -123,8 +131,8 @@ class Engine(abc.ABC):
     info: EngineInfo
 
     @abc.abstractmethod
-    def start(self, listener: EventListener) -> None:
-        """Begin stepping. ``listener`` receives every event."""
+    def start(self, listener: EventListener, on_death: DeathListener | None = None) -> None:
+        """Begin stepping. ``listener`` receives every event; ``on_death`` hears that no more will come."""
 
     @abc.abstractmethod
     def open(self, request: OpenRequest) -> None:
@@ -149,6 +157,10 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def abort(self, key: str) -> None:
         """End a generation and free what it holds. No further events for its key after those already sent."""
+
+    @abc.abstractmethod
+    def check_integrity(self) -> None:
+        """Raises IntegrityError unless all memory is accounted for. With nothing running."""
 
     @abc.abstractmethod
     def stats(self) -> EngineStats:

@@ -1,0 +1,178 @@
+"""The real scheduler, cores and policy in virtual time: a target that is a step-time model, devices that are a pace and
+an acceptance rate. Everything is deterministic.
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Callable, Iterator
+
+from pilotfish_core.cloud_core import CloudCore, CloudLimits
+from pilotfish_core.drafts import DraftRun, Finish, FinishReason
+from pilotfish_core.parameters import SamplingParams
+from pilotfish_core.scheduling import Sampled, ScheduledStep, Scheduler, Sequence, SequenceStatus
+
+VOCABULARY = 1000
+StepModel = Callable[[int, int], float]  # (rows, KV tokens read) -> seconds
+
+
+class Length:
+    """Ends after so many tokens."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+
+    def push(self, token: int) -> Finish | None:
+        self.limit -= 1
+        return Finish(FinishReason.LENGTH) if self.limit == 0 else None
+
+
+class Stream:
+    """One generation with its device: right with probability ``acceptance(position)``, it answers a refutation after
+    ``response`` and drafts a token every ``gap`` seconds, up to ``window`` beyond what is committed. Window 0: none.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        *,
+        prompt: int = 8,
+        tokens: int = 64,
+        tenant: str = "",
+        weight: float = 1.0,
+        acceptance: float | Callable[[int], float] = 0.0,
+        response: float = 0.02,
+        gap: float = 0.002,
+        window: int = 8,
+    ) -> None:
+        core = CloudCore(
+            prompt_length=prompt,
+            output=(),
+            finish_rule=Length(tokens),
+            vocabulary_size=VOCABULARY,
+            max_output=tokens,
+            limits=CloudLimits(max_unacknowledged=10**9),
+            now=0.0,
+        )
+        ids = [random.Random(f"{key}/{position}").randrange(VOCABULARY) for position in range(prompt)]
+        self.sequence = Sequence(
+            key, ids, core, SamplingParams(), max_len=prompt + tokens, tenant=tenant, weight=weight
+        )
+        self.response, self.gap, self.window = response, gap, window
+        self._right = acceptance if callable(acceptance) else lambda position: acceptance
+        self._first = zlib.crc32(key.encode())
+        self._chance = random.Random(key)
+        self._branch = -1
+        self._next = 0  # position of the next draft token
+        self._at = 0.0  # when it arrives
+
+    @property
+    def key(self) -> str:
+        return self.sequence.key
+
+    def target(self, position: int) -> int:
+        """The target's token at a position."""
+        return (self._first + 7919 * position) % (VOCABULARY - 1)
+
+    def next_arrival(self) -> float | None:
+        """When the next draft token arrives, if one is on its way."""
+        core = self.sequence.core
+        if not self.window or core.refuted or self.sequence.status is not SequenceStatus.RUNNING:
+            return None
+        return self._at if self._next < core.length + self.window else None
+
+    def deliver(self, now: float) -> None:
+        """What has arrived by ``now``."""
+        while (at := self.next_arrival()) is not None and at <= now:
+            right = self._chance.random() < self._right(self._next)
+            token = self.target(self._next) if right else VOCABULARY - 1
+            self.sequence.core.receive(DraftRun(self._branch, self._next, (token,)), at)
+            self._next += 1
+            self._at = at + self.gap
+
+    def committed(self, now: float) -> None:
+        """A commit went out at ``now``: begin a new branch if it refuted the draft or went past it."""
+        core = self.sequence.core
+        if core.refuted or self._next < core.length:
+            self._branch += 1
+            self._next, self._at = core.length, now + self.response
+            if self.window:
+                core.receive(DraftRun(self._branch, self._next, ()), now)
+        else:
+            self._at = max(self._at, now + self.response - self.gap)
+
+
+class VirtualCloud:
+    """Runs streams on a scheduler; ``now`` is virtual seconds."""
+
+    def __init__(self, scheduler: Scheduler, step_model: StepModel, *, noise: float = 0.0) -> None:
+        self.scheduler = scheduler
+        self.step_model = step_model
+        self.now = 0.0
+        self.streams: dict[str, Stream] = {}
+        self.tokens: dict[str, int] = {}
+        self._noise = noise
+        self._chance = random.Random(5)
+
+    def add(self, *streams: Stream) -> None:
+        for stream in streams:
+            self.streams[stream.key] = stream
+            self.tokens[stream.key] = 0
+            self.scheduler.add(stream.sequence)
+
+    def steps(self, until: float) -> Iterator[ScheduledStep]:
+        """Each step before it is computed; the clock goes on between them. Ends when nothing is left to do. Not to be
+        left before its end: the last step would never be computed.
+        """
+        while self.now < until:
+            self._deliver()
+            step = self.scheduler.schedule(self.now) if self.scheduler.has_work(self.now) else None
+            if step is None:
+                if not self._wait():
+                    return
+                continue
+            yield step
+            if step.scheduled:
+                self._compute(step)
+
+    def run(self, until: float) -> float:
+        """Tokens a second."""
+        began, before = self.now, sum(self.tokens.values())
+        for _ in self.steps(until):
+            pass
+        return (sum(self.tokens.values()) - before) / (self.now - began)
+
+    def _deliver(self) -> None:
+        for stream in self.streams.values():
+            stream.deliver(self.now)
+
+    def _wait(self) -> bool:
+        """Go on to what happens next."""
+        times = [stream.next_arrival() for stream in self.streams.values()]
+        times += [stream.sequence.core.next_deadline() for stream in self.streams.values()]
+        later = [time for time in times if time is not None and time > self.now]
+        if later:
+            self.now = min(later)
+        return bool(later)
+
+    def _compute(self, step: ScheduledStep) -> None:
+        seconds = self.step_model(step.num_rows, step.load.context)
+        seconds *= 1.0 + self._noise * abs(self._chance.gauss())
+        self.now += seconds
+        self._deliver()
+        outcomes = {}
+        for entry in step.scheduled:
+            stream = self.streams[entry.sequence.key]
+            first = entry.sequence.committed_len
+            outcomes[stream.key] = Sampled([stream.target(first + row) for row in range(entry.yields)])
+        done = self.scheduler.complete(step, outcomes, self.now)
+        for sequence, commit in done.commits:
+            self.tokens[sequence.key] += len(commit.tokens)
+            if commit.finish is None:
+                self.streams[sequence.key].committed(self.now)
+        if all(entry.committed == 1 and entry.yields for entry in step.scheduled):  # as the engine does
+            self.scheduler.policy.observe(step.num_rows, seconds, step.load)
+        self.scheduler.look_ahead(done, self.now)
+        for sequence in done.ended:
+            del self.streams[sequence.key]
