@@ -12,7 +12,7 @@ from pilotfish_cloud.options import Layered, layered, option, options_of
 from pilotfish_core.admission import ResumePolicy
 from pilotfish_core.errors import InvalidParameter
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float16")
 SPECULATIONS = ("goodput", "fixed")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
@@ -28,9 +28,10 @@ class ServerConfig:
 
     model: Path = option(
         dataclasses.MISSING,
-        "folder of a Hugging Face model (Llama, Mistral, Qwen2, Qwen3)",
+        "folder of a Hugging Face model, or its id (owner/name)",
         metavar="MODEL",
         positional=True,
+        model=True,
     )
     served_model_name: str = option(
         dataclasses.MISSING, "name that devices ask for (default: the folder's name)", metavar="NAME"
@@ -39,6 +40,7 @@ class ServerConfig:
     port: int = option(50051, "gRPC port; 0: any free one", low=0, high=65535)
     http_port: int = option(8000, "HTTP port; 0: any free one", low=0, high=65535)
     dtype: str = option("float32", "numbers to compute with", choices=DTYPES)
+    device: str = option("cpu", "where the engine computes: cpu, cuda or cuda:1")
     deterministic: bool = option(False, "the same bits for a token whatever the batch, draft and replica")
     threads: int = option(1, "CPU threads of the engine", low=1, high=1024)
     engine_process: bool = option(True, "run the engine in a process of its own")
@@ -55,7 +57,10 @@ class ServerConfig:
         50.0, "the longest hold of a step, milliseconds", key="hold_cap", metavar="MS", low=0, high=10_000
     )
     draft_model: Path | None = option(
-        None, "a small model of the same tokenizer that drafts in the cloud for devices that do not", metavar="DIR"
+        None,
+        "a small model of the same tokenizer that drafts in the cloud for devices that do not",
+        metavar="MODEL",
+        model=True,
     )
     max_unacknowledged: int = option(512, "committed tokens that a device may leave unacknowledged", low=1, high=2**20)
     # -- limits
@@ -82,6 +87,7 @@ class ServerConfig:
         30.0, "seconds to finish in after SIGTERM", key="shutdown_timeout", metavar="SECONDS", low=0, high=86_400
     )
     reflection: bool = option(True, "gRPC server reflection")
+    tenant_metrics: bool = option(False, "name tenants in the metrics of generations")
     log_level: str = option("warning", "what is logged", choices=LOG_LEVELS)
     log_format: str = option("text", "how: lines for people, or JSON objects", choices=LOG_FORMATS)
     otlp_endpoint: str | None = option(
@@ -130,7 +136,7 @@ class ServerConfig:
         for name, value in values.items():
             if isinstance(value, Path):
                 values[name] = value.expanduser()
-        values.setdefault("served_model_name", values["model"].resolve().name)
+        values.setdefault("served_model_name", _name_of(values["model"]))
         return cls(**values), found
 
 
@@ -142,3 +148,8 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _name_of(model: Path) -> str:
+    """A folder's name; a Hugging Face id as it is."""
+    return model.resolve().name if model.exists() else str(model)

@@ -37,6 +37,7 @@ class Option:
     low: float | None
     high: float | None
     positional: bool
+    model: bool  # a path that may be a Hugging Face id instead
 
     @property
     def flag(self) -> str:
@@ -69,10 +70,13 @@ def option(
     low: float | None = None,
     high: float | None = None,
     positional: bool = False,
+    model: bool = False,
 ) -> Any:
     """A dataclass field that is an option; ``default`` may be dataclasses.MISSING."""
     metadata = {"key": key, "help": help, "metavar": metavar, "choices": tuple(choices), "low": low, "high": high}
-    return dataclasses.field(default=default, metadata={_METADATA: metadata | {"positional": positional}})
+    return dataclasses.field(
+        default=default, metadata={_METADATA: metadata | {"positional": positional, "model": model}}
+    )
 
 
 def options_of(kind: type) -> dict[str, Option]:
@@ -96,13 +100,15 @@ def add_flags(parser: argparse.ArgumentParser, options: Mapping[str, Option]) ->
         text = " ".join([entry.help, *(form % value for form, value in shown.items())]).replace("%", "%%")
         extra: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
         if entry.positional:
+            extra["default"] = None  # argparse would make a value of SUPPRESS
             parser.add_argument(entry.field, nargs="?", metavar=entry.metavar, type=entry.kind, **extra)
         elif entry.kind is bool:
             parser.add_argument(entry.flag, dest=entry.field, action=argparse.BooleanOptionalAction, **extra)
         else:
             if entry.choices:
                 extra["choices"] = entry.choices
-            parser.add_argument(entry.flag, dest=entry.field, metavar=entry.metavar, type=entry.kind, **extra)
+            metavar = entry.metavar or ("N" if entry.kind in (int, float) else None)
+            parser.add_argument(entry.flag, dest=entry.field, metavar=metavar, type=entry.kind, **extra)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -135,7 +141,7 @@ def layered(
         if text is not None:
             values[entry.field] = _from_text(entry, text)
             origins[entry.field] = entry.variable
-        if hasattr(flags, entry.field):
+        if getattr(flags, entry.field, None) is not None:
             values[entry.field] = getattr(flags, entry.field)
             origins[entry.field] = entry.metavar or entry.field if entry.positional else entry.flag
     return Layered(values, origins)
@@ -150,7 +156,8 @@ def _plain(hint: Any) -> type:
 
 def _from_file(entry: Option, value: Any, file: Path, name: str) -> Any:
     if entry.kind is Path and isinstance(value, str):
-        return file.absolute().parent / Path(value).expanduser()  # what the file names lies beside it
+        path = file.absolute().parent / Path(value).expanduser()  # what the file names lies beside it
+        return Path(value) if entry.model and not path.exists() else path
     if entry.kind is float and type(value) is int:
         return float(value)
     if type(value) is not entry.kind:

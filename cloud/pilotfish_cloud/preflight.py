@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pilotfish_cloud.config import ServerConfig
+from pilotfish_cloud.engine.model_source import is_model_id
 from pilotfish_core.errors import MissingExtra, ModelLoadError, PilotfishError
 from pilotfish_core.tokenizer import Tokenizer
 
@@ -50,9 +51,13 @@ def check_parts(config: ServerConfig) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Whether a model folder has what it must have. Raises ModelLoadError; the loader looks more closely."""
+    """Whether a model folder has what it must have. Raises ModelLoadError; the loader looks more closely. A Hugging
+    Face id is not asked for: that may download gigabytes.
+    """
+    if is_model_id(str(folder)):
+        return
     if not folder.is_dir():
-        raise ModelLoadError(f"{folder} is not a folder; expected that of a Hugging Face model")
+        raise ModelLoadError(f"{folder} is not a folder, nor a Hugging Face id (owner/name)")
     names = ["config.json", "tokenizer.json", "model.safetensors"]
     if (folder / _INDEX).is_file():
         names[2:] = sorted({str(name) for name in _object(folder / _INDEX).get("weight_map", {}).values()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import logging
 import os
@@ -11,6 +12,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from pilotfish_cloud.config import ServerConfig, is_loopback
+from pilotfish_cloud.engine.model_source import is_model_id, resolve_model
 from pilotfish_cloud.preflight import check_parts
 from pilotfish_core.errors import MissingExtra, ModelLoadError
 
@@ -28,12 +30,14 @@ def run_serve(config: ServerConfig, *, as_json: bool) -> int:
     """
     os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would log comes back as our own error
-    for folder in (config.model, config.draft_model):
-        if folder is not None and not folder.is_dir():
-            raise ModelLoadError(f"{folder} is not a folder; expected that of a Hugging Face model")
+    for model in (config.model, config.draft_model):
+        if model is not None and not model.is_dir() and not is_model_id(str(model)):
+            raise ModelLoadError(f"{model} is not a folder, nor a Hugging Face id (owner/name)")
     check_parts(config)
     if config.insecure and not is_loopback(config.host) and (config.keys_file is None or config.tls_cert is None):
         _log.warning("--insecure: %s is served without keys or TLS of our own", config.host)
+    draft_model = None if config.draft_model is None else resolve_model(str(config.draft_model))
+    config = dataclasses.replace(config, model=resolve_model(str(config.model)), draft_model=draft_model)
     try:
         from pilotfish_cloud.server import VerifierServer
 

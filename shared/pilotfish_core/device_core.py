@@ -100,6 +100,8 @@ class DeviceCore:
         self._max_length: int | None = None  # the target's context, known once opened
         self._tail = DraftTail(self.length)
         self._flush_at: float | None = None  # when the tokens not yet sent are, at the latest
+        self._looking = False  # whether commits were taken since it looked ahead
+        self._taken: list[tuple[int, int, bool, float]] = []  # of those, what the policy has not been told yet
         self._task: tuple[DraftTask, int, float] | None = None  # what is out, of which epoch, since when
         self._drafter_dry = False  # it had nothing to propose; asked again after the next commit
         self._acknowledged = 0
@@ -144,6 +146,7 @@ class DeviceCore:
         self._max_length = message.max_model_len
         self._acknowledged = self.length
         self._tail.new_stream()
+        self._judge()
         self._measured_at = now - self._config.measure_every_s
         self.policy.reconnected()
         self.policy.offered(message.cloud_draft)
@@ -154,7 +157,15 @@ class DeviceCore:
         return [*self._steer(), *self._flush()]
 
     def committed(self, commit: Commit, now: float) -> list[Action]:
-        """The cloud committed tokens. What is known already is dropped; a gap loses the stream, which resumes."""
+        """The cloud committed tokens: ``take`` them and ``look_ahead``."""
+        return [*self.take(commit, now), *self.look_ahead(now)]
+
+    def take(self, commit: Commit, now: float) -> list[Action]:
+        """The cloud committed tokens: what the app gets. To be followed by ``look_ahead``, apart from it because the
+        app should have its text before anybody thinks about the next draft.
+
+        What is known already is dropped; a gap loses the stream, which resumes.
+        """
         if self.state is not DeviceState.STREAMING:
             return []
         self._heard_at = now
@@ -185,7 +196,16 @@ class DeviceCore:
             self.state = DeviceState.FINISHED
             self._forget_draft()
             return [*actions, End(commit.finish)]
-        actions += self._steer()
+        self._looking = True
+        return actions
+
+    def look_ahead(self, now: float) -> list[Action]:
+        """What follows from the commits taken since the last time for the policy, and for the cloud to know."""
+        self._judge()
+        looking, self._looking = self._looking, False
+        if self.state is not DeviceState.STREAMING or not looking:
+            return []
+        actions = self._steer()
         if self._said.pacing is Pacing.LOCKSTEP:
             self._turn = True
             if self._draft_limit() <= len(self._tail):
@@ -391,12 +411,18 @@ class DeviceCore:
         """Move the committed prefix: keep the tail where it agrees, drop it where the target went elsewhere."""
         drafted = len(self._tail)
         agreed, refuted = self._tail.commit(fresh)
-        self.policy.committed(len(fresh), agreed, refuted=refuted, now=now)
+        self._taken.append((len(fresh), agreed, refuted, now))
         if agreed < len(fresh):
             self.counts.rollbacks += agreed < drafted
             self._flush_at = None
         self.output.extend(fresh)
         self._drafter_dry = False
+
+    def _judge(self) -> None:
+        """Tell the policy what the commits taken say of its drafts."""
+        taken, self._taken = self._taken, []
+        for count, agreed, refuted, now in taken:
+            self.policy.committed(count, agreed, refuted=refuted, now=now)
 
     def _forget_draft(self) -> None:
         self._tail.forget()

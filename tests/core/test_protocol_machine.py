@@ -216,8 +216,8 @@ class ProtocolMachine(RuleBasedStateMachine):
                 self.link.received.append(message)
 
     @precondition(lambda self: self.running and self.link.down)
-    @rule(duplicate=st.booleans())
-    def deliver_down(self, duplicate: bool) -> None:
+    @rule(duplicate=st.booleans(), apart=st.booleans())
+    def deliver_down(self, duplicate: bool, apart: bool = False) -> None:
         assert self.link is not None
         self.tick()
         message = self.link.down.pop(0)
@@ -233,7 +233,13 @@ class ProtocolMachine(RuleBasedStateMachine):
         link = self.link
         for _ in range(1 + duplicate):
             if self.link is link and not self.device.ended:
-                self.act(self.device.committed(message, self.now))
+                self.act((self.device.take if apart else self.device.committed)(message, self.now))
+
+    @precondition(lambda self: self.device._looking or self.device._taken)
+    @rule()
+    def look_ahead(self) -> None:
+        """A while after a commit was taken."""
+        self.act(self.device.look_ahead(self.now))
 
     @precondition(lambda self: self.running)
     @rule(
@@ -406,6 +412,8 @@ class ProtocolMachine(RuleBasedStateMachine):
             assert self.link is not None
             if self.task is not None:
                 self.end_draft(False)
+            elif self.device._looking:
+                self.look_ahead()
             elif self.link.up:
                 self.deliver_up(False)
             elif self.link.down:

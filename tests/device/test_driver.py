@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pilotfish.generation import Generation
-from pilotfish.result import Result
-from pilotfish_core.device_actions import DeviceConfig
+from pilotfish.result import Piece, Result
+from pilotfish_core.device_actions import Action, DeviceConfig
 from pilotfish_core.drafter import DraftContext
 from pilotfish_core.drafts import Commit, Finish, FinishReason, Origin
 from pilotfish_core.errors import FingerprintMismatch, InvalidRequest, PromptTooLong, ProtocolViolation, Unavailable
@@ -293,6 +293,45 @@ async def test_a_timer_that_fires_early_is_armed_again(monkeypatch: pytest.Monke
     with pytest.raises(Unavailable, match="nothing heard"):
         async with asyncio.timeout(5):
             await run(generation(), ScriptedTransport(says()), config=config)
+
+
+async def test_the_app_has_its_piece_before_anybody_thinks_of_the_next_draft() -> None:
+    order: list[str] = []
+    looked = asyncio.Event()
+
+    async def script(stream: ScriptedStream) -> AsyncIterator[Opened | Commit]:
+        yield opened()
+        yield commits("x", AT)
+        await looked.wait()
+        yield commits("y", AT + 1, LENGTH)
+
+    with driving(generation(), ScriptedTransport(script), drafter=ListDrafter([65])) as driver:
+        look_ahead = driver._core.look_ahead
+
+        def looking(now: float) -> list[Action]:
+            if driver._core._looking:
+                order.append("looked")
+                looked.set()
+            return look_ahead(now)
+
+        driver._core.look_ahead = looking  # type: ignore[method-assign]
+
+        async def read() -> None:
+            while isinstance(piece := await driver.pieces.get(), Piece):
+                order.append(piece.text)
+
+        async with asyncio.timeout(30):
+            await asyncio.gather(read(), driver.run())
+    assert order == ["x", "looked", "y"]
+
+
+async def test_what_is_asked_before_it_runs_is_done_then() -> None:
+    with driving(generation(), ScriptedTransport(says(opened()))) as driver:
+        driver.cancel()
+        await driver.run()
+    result = driver.outcome.result()
+    assert isinstance(result, Result)
+    assert result.finish_reason is FinishReason.ABORT
 
 
 # -- what cannot be sent -------------------------------------------------------------------------------------------

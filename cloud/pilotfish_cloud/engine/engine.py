@@ -138,7 +138,7 @@ class EmbeddedEngine(Engine):
         """Load the model that a server was asked to serve. Raises ModelLoadError, LocalError."""
         torch.set_num_threads(config.threads)
         return cls(
-            load_model(config.model, dtype=config.dtype),
+            load_model(config.model, dtype=config.dtype, device=config.device),
             EngineConfig(
                 max_model_len=config.max_model_len,
                 max_num_seqs=config.max_num_seqs,
@@ -150,7 +150,9 @@ class EmbeddedEngine(Engine):
                 deterministic=config.deterministic,
                 threads=config.threads,
             ),
-            draft=None if config.draft_model is None else load_model(config.draft_model, dtype=config.dtype),
+            draft=None
+            if config.draft_model is None
+            else load_model(config.draft_model, dtype=config.dtype, device=config.device),
         )
 
     # -- any thread -------------------------------------------------------------------------------------------------
