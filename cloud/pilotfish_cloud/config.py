@@ -87,6 +87,7 @@ class ServerConfig:
         30.0, "seconds to finish in after SIGTERM", key="shutdown_timeout", metavar="SECONDS", low=0, high=86_400
     )
     reflection: bool = option(True, "gRPC server reflection")
+    tenant_metrics: bool = option(False, "name tenants in the metrics of generations")
     log_level: str = option("warning", "what is logged", choices=LOG_LEVELS)
     log_format: str = option("text", "how: lines for people, or JSON objects", choices=LOG_FORMATS)
     otlp_endpoint: str | None = option(

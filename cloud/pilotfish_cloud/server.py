@@ -22,6 +22,7 @@ from pilotfish_cloud.engine.interface import Engine, EngineInfo
 from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.http.app import create_app
 from pilotfish_cloud.http.chat_template import ChatTemplate
+from pilotfish_cloud.metrics import ServerMetrics
 from pilotfish_cloud.service import VerifierService
 from pilotfish_cloud.tls import Certificates
 from pilotfish_cloud.tracing import Tracing
@@ -125,7 +126,12 @@ class VerifierServer:
         await self._grpc.start()
         await self._set_serving(True)
         self.http_port = http_socket.getsockname()[1]
-        app = create_app(self.gateway, chat_template=self._chat_template, authenticate=self.authenticate)
+        app = create_app(
+            self.gateway,
+            chat_template=self._chat_template,
+            authenticate=self.authenticate,
+            metrics=ServerMetrics(self.gateway, tenant_labels=config.tenant_metrics),
+        )
         http = uvicorn.Config(app, log_config=None, log_level="warning", lifespan="off", timeout_graceful_shutdown=5)
         http.load()
         if self.certificates is not None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from pilotfish_cloud.engine.event_codec import pack, unpack
 from pilotfish_cloud.engine.interface import AdviceEvent, CommitEvent, EngineEvent, FailedEvent, OpenedEvent
+from pilotfish_core.cloud_core import VerifyCounts
 from pilotfish_core.drafts import Commit, Finish, FinishReason, Origin, TokenLogprobs
 from pilotfish_core.errors import Unavailable
 from pilotfish_core.modes import Advice
@@ -32,8 +33,11 @@ def commits(draw: st.DrawFn) -> Commit:
     )
 
 
-@given(st.lists(st.tuples(st.text(max_size=3), commits(), st.floats(0, 1e9))))
-def test_commits_come_out_as_they_went_in(values: list[tuple[str, Commit, float]]) -> None:
+COUNTS = st.builds(VerifyCounts, steps=IDS, drafted_at=st.lists(IDS, max_size=3))
+
+
+@given(st.lists(st.tuples(st.text(max_size=3), commits(), st.floats(0, 1e9), st.none() | COUNTS)))
+def test_commits_come_out_as_they_went_in(values: list[tuple[str, Commit, float, VerifyCounts | None]]) -> None:
     events: list[EngineEvent] = [CommitEvent(*value) for value in values]
     assert unpack(pickle.loads(pickle.dumps(pack(events)))) == events
 

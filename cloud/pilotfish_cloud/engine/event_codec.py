@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from pilotfish_cloud.engine.interface import CommitEvent, EngineEvent
+from pilotfish_core.cloud_core import VerifyCounts
 from pilotfish_core.drafts import Commit, Finish, Origin, TokenLogprobs
 
 _ORIGINS: Final = tuple(Origin)
 _PLACES: Final = {origin: place for place, origin in enumerate(_ORIGINS)}
 
-Packed = tuple[
-    str, float, int, tuple[int, ...], int, int, Finish | None, list[tuple[float, tuple[tuple[int, float], ...]]] | None
-]
+Scores = list[tuple[float, tuple[tuple[int, float], ...]]]
+Packed = tuple[str, float, int, tuple[int, ...], int, int, Finish | None, Scores | None, VerifyCounts | None]
 
 
 def pack(events: Sequence[EngineEvent]) -> list[EngineEvent | Packed]:
@@ -40,11 +40,12 @@ def _pack(event: CommitEvent) -> Packed:
         _PLACES[commit.origin],
         commit.finish,
         logprobs,
+        event.counts,
     )
 
 
 def _unpack(packed: Packed) -> CommitEvent:
-    key, step_ended, position, tokens, accepted, origin, finish, logprobs = packed
+    key, step_ended, position, tokens, accepted, origin, finish, logprobs, counts = packed
     commit = Commit(
         position=position,
         tokens=tokens,
@@ -53,4 +54,4 @@ def _unpack(packed: Packed) -> CommitEvent:
         finish=finish,
         logprobs=None if logprobs is None else tuple(TokenLogprobs(chosen, top) for chosen, top in logprobs),
     )
-    return CommitEvent(key, commit, step_ended)
+    return CommitEvent(key, commit, step_ended, counts)

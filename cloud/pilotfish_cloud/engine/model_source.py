@@ -11,6 +11,7 @@ from pilotfish_core.errors import ModelLoadError
 # What loading reads. Not the weights of other frameworks, nor a second copy in another layout, such as
 # consolidated.safetensors.
 _WANTED: Final = (
+    "chat_template.jinja",
     "config.json",
     "generation_config.json",
     "model.safetensors.index.json",

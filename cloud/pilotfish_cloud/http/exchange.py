@@ -1,16 +1,16 @@
-"""Around every request: an id that the caller can name, its count by route and status, and the last net for errors."""
+"""Around every request: an id (the caller's own if there is one), its count by route and status, a net for defects."""
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from typing import Final
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pilotfish_cloud.http.errors import error_response
+from pilotfish_cloud.logs import REQUEST_ID_METADATA, name_request
 
-REQUEST_ID_HEADER: Final = b"x-request-id"
 OTHER: Final = "other"  # paths that are none of ours are not told apart: callers choose them
 
 
@@ -25,15 +25,14 @@ class Exchange:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        name = f"req-{secrets.token_hex(12)}".encode()
-
+        name = name_request(Headers(scope=scope).get(REQUEST_ID_METADATA)).encode()
         begun = False
 
         async def sent(message: Message) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                message["headers"] = [*message.get("headers", []), (REQUEST_ID_HEADER, name)]
+                message["headers"] = [*message.get("headers", []), (REQUEST_ID_METADATA.encode(), name)]
                 self._counted(getattr(scope.get("route"), "path", OTHER), message["status"])
             await send(message)
 

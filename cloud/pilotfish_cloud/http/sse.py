@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from pilotfish_cloud.edge import log
+from pilotfish_cloud.gateway import READ_WITHIN_S
 from pilotfish_cloud.http.answering import Answering, CallerGoneError, unless_gone
 from pilotfish_cloud.http.choice import Choice, Delta
 from pilotfish_cloud.http.errors import error_body, error_response
@@ -20,7 +21,7 @@ from pilotfish_cloud.http.forms import Form
 from pilotfish_cloud.http.json_text import json_bytes
 
 ALIVE_S: Final = 15.0  # without anything to say: a comment, before a proxy takes the connection for dead
-WRITE_S: Final = 120.0  # that a reader gets to take what was written; then the answer is given up
+WRITE_S: Final = READ_WITHIN_S  # that a reader gets to take what was written; then the answer is given up
 DONE: Final = b"[DONE]"
 
 
