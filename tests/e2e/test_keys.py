@@ -159,6 +159,7 @@ async def test_keys_are_in_no_log_and_no_error(
     assert guarded.one.split("_", 2)[2] not in everything
 
 
+@pytest.mark.slow
 async def test_a_flood_of_wrong_keys_leaves_nothing_behind(guarded: Guarded) -> None:
     address = guarded.verifier.address.removeprefix("grpc://")
     async with grpc.aio.insecure_channel(address) as channel:
@@ -175,7 +176,7 @@ async def test_a_flood_of_wrong_keys_leaves_nothing_behind(guarded: Guarded) -> 
         tracemalloc.start()
         gc.collect()
         before, _ = tracemalloc.get_traced_memory()
-        await flood(1000)
+        await flood(10_000)
         gc.collect()
         after, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
