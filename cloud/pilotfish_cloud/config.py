@@ -8,6 +8,7 @@ import ipaddress
 from collections.abc import Mapping
 from pathlib import Path
 
+from pilotfish_cloud.engine.model_source import is_model_id
 from pilotfish_cloud.options import Layered, layered, option, options_of
 from pilotfish_core.admission import ResumePolicy
 from pilotfish_core.errors import InvalidParameter
@@ -152,4 +153,4 @@ def is_loopback(host: str) -> bool:
 
 def _name_of(model: Path) -> str:
     """A folder's name; a Hugging Face id as it is."""
-    return model.resolve().name if model.exists() else str(model)
+    return str(model) if is_model_id(str(model)) else model.resolve().name
