@@ -21,18 +21,20 @@ from typing import TYPE_CHECKING, Final
 from pilotfish_cloud.engine.interface import CommitEvent, Engine, EngineEvent, FailedEvent, OpenedEvent, OpenRequest
 from pilotfish_cloud.logs import request_id
 from pilotfish_cloud.principal import Principal
-from pilotfish_core.admission import Admission, MemoryAdmission, Reservation
+from pilotfish_core.admission import Admission, MemoryAdmission, Reservation, ResumePolicy
 from pilotfish_core.drafts import Commit, DraftRun
 from pilotfish_core.errors import (
     Cancelled,
     DeadlineExceeded,
     FingerprintMismatch,
+    ResumeRefused,
     TokenizerMismatch,
     Unavailable,
     UnknownModel,
 )
 from pilotfish_core.messages import Open, Ping
 from pilotfish_core.modes import Hint, Mode
+from pilotfish_core.tickets import TicketLine, Tickets
 from pilotfish_core.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ class Stream:
     reservation: Reservation | None = None  # the gateway's
     _timer: asyncio.TimerHandle | None = None  # to its deadline
     trace: GenerationTrace | None = None
+    tickets: TicketLine | None = None  # where they are asked for; the door sends them
     _error: Exception | None = None  # that ended it
     _outbox: asyncio.Queue[EngineEvent | Ping | Exception] = dataclasses.field(default_factory=asyncio.Queue)
 
@@ -142,13 +145,18 @@ class Gateway:
         max_backlog_bytes: int = 256 * 1024,
         admission: Admission | None = None,
         tracing: Tracing | None = None,
+        tickets: Tickets | None = None,
+        resume: ResumePolicy = ResumePolicy.TRUST,
     ) -> None:
+        """``resume``: of tenants that have no policy of their own; ``tickets`` for those resumed by them."""
         self.engine = engine
         self.tokenizer = tokenizer
         self.served_model_name = served_model_name
         self.max_unacknowledged = max_unacknowledged
         self.admission = admission or MemoryAdmission()
         self._tracing = tracing
+        self._tickets = tickets
+        self._resume = resume
         self._max_backlog_bytes = max_backlog_bytes
         self._loop = asyncio.get_running_loop()
         self._keys = (str(number) for number in itertools.count(1))
@@ -230,13 +238,15 @@ class Gateway:
         ``deadline``: on the event loop's clock. ``metadata`` or headers of the call, for the caller's trace.
 
         Raises Unavailable while draining, UnknownModel, TokenizerMismatch, FingerprintMismatch, PromptTooLong and
-        InvalidParameter for more than the tenant may ask for, Overloaded, DeadlineExceeded, and Cancelled for an
-        attempt that is not newer than the one that runs.
+        InvalidParameter for more than the tenant may ask for, ResumeRefused, Overloaded, DeadlineExceeded, and
+        Cancelled for an attempt that is not newer than the one that runs.
         """
         self.check_open()
         other_fingerprint = self._check(opening)
         principal.settings.check(len(opening.prompt), opening.params)
+        tickets = self._check_resume(opening, principal)
         stream = Stream(next(self._keys), opening, principal, other_fingerprint, self.engine, self._max_backlog_bytes)
+        stream.tickets = tickets
         self._supersede(stream)
         now = self._loop.time()
         try:
@@ -319,6 +329,16 @@ class Gateway:
                 "its tokens might differ, and the device did not allow that"
             )
         return differs
+
+    def _check_resume(self, opening: Open, principal: Principal) -> TicketLine | None:
+        """Whether the tenant may go on with what it claims. Returns the tickets for what comes, if it needs any."""
+        policy = principal.settings.resume or self._resume
+        if policy is ResumePolicy.REFUSE and opening.output:
+            raise ResumeRefused("this verifier does not go on with what it has not committed on the same stream")
+        if policy is not ResumePolicy.TICKET or self._tickets is None:
+            return None
+        self._tickets.check(principal.tenant, self.served_model_name, opening)
+        return self._tickets.line(principal.tenant, self.served_model_name, opening)
 
     def _set_timer(self, stream: Stream, when: float, error: Exception) -> None:
         """Fail it then; instead of what was set before."""

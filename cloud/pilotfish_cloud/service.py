@@ -170,7 +170,8 @@ class VerifierService(pb_grpc.VerifierServicer):
         async for event in stream:
             match event:
                 case CommitEvent(_, commit, step_ended):
-                    await context.write(writer.commit(commit))
+                    ticket = None if stream.tickets is None else stream.tickets.commit(commit.tokens)
+                    await context.write(writer.commit(commit, ticket))
                     if self.on_written is not None:
                         self.on_written(time.monotonic() - step_ended)
                 case AdviceEvent(_, advice):

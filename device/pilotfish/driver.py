@@ -34,8 +34,8 @@ from pilotfish_core.draft_policy import PolicyMemory
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.drafts import Commit, Finish, FinishReason, Origin
 from pilotfish_core.errors import FingerprintMismatch, PilotfishError, ProtocolViolation, Unavailable
-from pilotfish_core.messages import Open, Opened, Pong
-from pilotfish_core.modes import Advice, Hint, Mode
+from pilotfish_core.messages import Open, Opened, Pong, Ticket
+from pilotfish_core.modes import Advice, Hint
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.tokenizer import Tokenizer
 
@@ -101,6 +101,7 @@ class GenerationDriver:
             attempt=generation.attempt,
             memory=memory,
             hint=hint,
+            ticket=generation.ticket,
         )
         self._text = AnswerText(generation.params, tokenizer, generation.output)
         self._last_origin = Origin.CLOUD
@@ -178,6 +179,9 @@ class GenerationDriver:
                         if message.position <= self._core.length < message.end:
                             self.generation.decided_under(attempt.fingerprint)
                         actions += self._core.committed(message, now)
+                    case Ticket():
+                        actions += self._core.proved(message)
+                        self.generation.ticket = self._core.ticket
                     case Pong():
                         actions += self._core.heard(message, now)
                     case Advice():
@@ -205,8 +209,8 @@ class GenerationDriver:
         finish = next((action.finish for action in actions if isinstance(action, End)), None)
         for action in actions:
             match action:
-                case Connect(number, mode):
-                    self._connect(number, mode)
+                case Connect():
+                    self._connect(action)
                 case SendDraft(run, acknowledged):
                     if self._attempt is not None:
                         self._attempt.stream.send(self._attempt.writer.draft(run, acknowledged))
@@ -228,24 +232,25 @@ class GenerationDriver:
                 case End():
                     self._end = action
 
-    def _connect(self, number: int, mode: Mode) -> None:
+    def _connect(self, connect: Connect) -> None:
         self._leave()
         generation = self.generation
-        generation.attempt = number
+        generation.attempt = connect.attempt
         message = Open(
             model=generation.model,
             tokenizer_hash=generation.tokenizer_hash,
             generation_id=generation.id,
-            attempt=number,
+            attempt=connect.attempt,
             prompt=generation.prompt,
             params=generation.params,
-            output=tuple(generation.output),
+            output=tuple(generation.output[: connect.length - len(generation.prompt)]),
             # Until a token was decided, any replica may decide the first.
             fingerprint=generation.fingerprint if generation.output else "",
             allow_other_fingerprint=self._allow_other_fingerprint,
-            mode=mode,
+            mode=connect.mode,
             hint=self._core.policy.hint,
             pace=self._core.policy.pace,
+            ticket=connect.ticket,
         )
         self._attempt = Attempt(self._transport, next(self._attempts), message, self._events.put_nowait)
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from pilotfish_core.drafts import Commit, DraftRun, Finish, FinishReason, Origin, TokenLogprobs
 from pilotfish_core.errors import ProtocolViolation
-from pilotfish_core.messages import Acknowledged, Open, Opened, Ping, Pong, PrefixUnknown
+from pilotfish_core.messages import Acknowledged, Open, Opened, Ping, Pong, PrefixUnknown, Ticket
 from pilotfish_core.modes import Advice, Hint, Mode
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.wire_messages import (
@@ -31,7 +31,7 @@ MAX_FRAME_BYTES: Final = 1 << 20  # a prompt of 262,144 ids fits; gRPC's default
 MAX_POSITION: Final = 2**31 - 1
 
 DeviceMessage = Open | DraftRun | Acknowledged | Ping | Mode | Hint
-CloudMessage = Opened | Commit | Pong | PrefixUnknown | Advice
+CloudMessage = Opened | Commit | Ticket | Pong | PrefixUnknown | Advice
 
 _ORIGINS: Final = {Origin.RECOVERED: pb.RECOVERED, Origin.BONUS: pb.BONUS, Origin.CLOUD: pb.CLOUD}
 _ORIGINS_BACK: Final[dict[int, Origin]] = {int(wire): origin for origin, wire in _ORIGINS.items()}
@@ -158,9 +158,9 @@ class CloudFrameWriter:
         """The first frame."""
         return pb.CloudFrame(opened=opened_to_wire(message))
 
-    def commit(self, commit: Commit) -> pb.CloudFrame:
-        """A commit; the position is left out when it follows the last one."""
-        frame = pb.CloudFrame()
+    def commit(self, commit: Commit, ticket: bytes | None = None) -> pb.CloudFrame:
+        """A commit, with a ticket for all output up to its end; the position is left out when it follows the last."""
+        frame = pb.CloudFrame(ticket=ticket or b"")
         if commit.accepted != max(len(commit.tokens) - 1, 0):
             frame.accepted = commit.accepted
         if len(commit.tokens) == 1:
@@ -226,6 +226,10 @@ class CloudFrameReader:
             if not self._opened:
                 raise ProtocolViolation("the verifier committed before it opened the stream")
             messages.append(self._commit(frame, tokens))
+        if frame.ticket:
+            if self._end < 0:
+                raise ProtocolViolation("the verifier gave a ticket for nothing")
+            messages.append(Ticket(frame.ticket, self._end))
         return messages
 
     def _commit(self, frame: pb.CloudFrame, tokens: tuple[int, ...]) -> Commit:
