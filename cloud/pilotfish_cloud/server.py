@@ -99,7 +99,7 @@ class VerifierServer:
             tickets=self.authenticate.tickets(every=TICKET_EVERY if self.info.deterministic else 1),
             resume=ResumePolicy(config.resume),
         )
-        self.service = VerifierService(self.gateway, self.authenticate)
+        self.service = VerifierService(self.gateway, self.authenticate, pad_frames=config.pad_frames)
         http_socket = _bind(config.host, config.http_port, "--http-port")
         self._grpc = grpc.aio.server(options=GRPC_OPTIONS)
         try:

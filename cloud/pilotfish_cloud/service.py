@@ -43,11 +43,13 @@ class VerifierService(pb_grpc.VerifierServicer):
         gateway: Gateway,
         authenticate: Callable[[str | None], Principal] = lambda _: ANYONE,
         *,
+        pad_frames: bool = False,
         cut_after_s: float = CUT_AFTER_S,
     ) -> None:
         """``authenticate``: who sent an Authorization header, None for a call without one; raises Unauthenticated."""
         self._gateway = gateway
         self._authenticate = authenticate
+        self._pad_frames = pad_frames  # else those to devices that pad their own
         self.cut_after_s = cut_after_s
         # Reads and writes in flight are never cancelled: grpc.aio leaks what they hold (grpc#43360). They end with the
         # call by themselves, which may be later than the handler.
@@ -79,7 +81,8 @@ class VerifierService(pb_grpc.VerifierServicer):
         deadline = None if remaining is None else loop.time() + remaining
         opened: asyncio.Future[Open] = loop.create_future()
         admitted: asyncio.Future[Stream] = loop.create_future()
-        self._in_background(self._read(frames, opened, admitted))
+        reader = DeviceFrameReader()
+        self._in_background(self._read(frames, reader, opened, admitted))
         try:
             await asyncio.wait([opened], timeout=OPEN_TIMEOUT_S)
             if not opened.done():
@@ -94,7 +97,8 @@ class VerifierService(pb_grpc.VerifierServicer):
         stream.on_failed = failed.set_result
         try:
             await context.send_initial_metadata(())  # or else a status could not be sent before the first frame is out
-            writing = self._in_background(self._write(stream, context))
+            writer = CloudFrameWriter(padded=self._pad_frames or reader.padded)
+            writing = self._in_background(self._write(stream, writer, context))
             ends: list[asyncio.Future[Any]] = [writing, failed]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if not writing.done():
@@ -119,10 +123,13 @@ class VerifierService(pb_grpc.VerifierServicer):
             task.exception()  # the handler has it, or has gone, and then the call is over
 
     async def _read(
-        self, frames: AsyncIterator[pb.DeviceFrame], opened: asyncio.Future[Open], admitted: asyncio.Future[Stream]
+        self,
+        frames: AsyncIterator[pb.DeviceFrame],
+        reader: DeviceFrameReader,
+        opened: asyncio.Future[Open],
+        admitted: asyncio.Future[Stream],
     ) -> None:
         """Read to the end of the call. What goes wrong goes to ``opened``, once that is settled to the stream."""
-        reader = DeviceFrameReader()
         stream: Stream | None = None
         try:
             async for frame in frames:
@@ -165,8 +172,7 @@ class VerifierService(pb_grpc.VerifierServicer):
             case Ping():
                 stream.ping(message)
 
-    async def _write(self, stream: Stream, context: Context) -> None:
-        writer = CloudFrameWriter()
+    async def _write(self, stream: Stream, writer: CloudFrameWriter, context: Context) -> None:
         async for event in stream:
             match event:
                 case CommitEvent(_, commit, step_ended):

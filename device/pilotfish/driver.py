@@ -81,12 +81,14 @@ class GenerationDriver:
         allow_other_fingerprint: bool = False,
         memory: PolicyMemory | None = None,
         hint: Hint | None = None,
+        padded: bool = False,
     ) -> None:
         self.generation = generation
         self.pieces: asyncio.Queue[Piece | Result | PilotfishError] = asyncio.Queue()
         self.outcome: asyncio.Future[Result | PilotfishError] = asyncio.get_running_loop().create_future()
         self._transport = transport
         self._allow_other_fingerprint = allow_other_fingerprint
+        self._padded = padded
         self._figures = Figures(generation, "none" if drafter is None else drafter.name)
         self._events: asyncio.Queue[_Event] = asyncio.Queue()
         self._worker: DraftWorker | None = None
@@ -252,7 +254,9 @@ class GenerationDriver:
             pace=self._core.policy.pace,
             ticket=connect.ticket,
         )
-        self._attempt = Attempt(self._transport, next(self._attempts), message, self._events.put_nowait)
+        self._attempt = Attempt(
+            self._transport, next(self._attempts), message, self._events.put_nowait, padded=self._padded
+        )
 
     def _leave(self) -> None:
         """Give up the current stream, if any; what still comes from it is ignored."""

@@ -257,8 +257,10 @@ class ProtocolMachine(RuleBasedStateMachine):
         for _ in range(1 + duplicate):
             if self.link is link and not self.device.ended:
                 self.act(self.device.committed(message, self.now))
-        if link.down and isinstance(link.down[0], Ticket):  # in the same frame
-            self.act(self.device.proved(link.down.pop(0)))
+        following = link.down[0] if link.down else None
+        if isinstance(following, Ticket):  # in the same frame
+            link.down.pop(0)
+            self.act(self.device.proved(following))
 
     @precondition(lambda self: self.running)
     @rule(
