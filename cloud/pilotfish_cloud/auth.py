@@ -25,6 +25,7 @@ from pilotfish_cloud.principal import Principal
 from pilotfish_cloud.tables import read_table, unknown
 from pilotfish_core.admission import ResumePolicy, TenantSettings
 from pilotfish_core.errors import FileFormatError, InvalidParameter, PilotfishError, Unauthenticated
+from pilotfish_core.tickets import Tickets
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class ServerSecret:
 
     def __init__(self, value: bytes | None = None) -> None:
         self._value = secrets.token_bytes(MIN_SECRET) if value is None else value
+        self.shared = value is not None
 
     @classmethod
     def load(cls, path: Path) -> ServerSecret:
@@ -83,6 +85,11 @@ class Tenants:
         start = {name: getattr(default, name) for name in _FIELDS}
         named = {name: _settings(path, f"tenants.{name}", values, start) for name, values in tenants.items()}
         return cls(default, named)
+
+    @property
+    def want_tickets(self) -> bool:
+        """Whether any of them resumes by ticket."""
+        return any(settings.resume is ResumePolicy.TICKET for settings in (self.default, *self.by_name.values()))
 
     def of(self, tenant: str) -> TenantSettings:
         """What a tenant may do."""
@@ -150,6 +157,10 @@ class Authenticator:
             settings=self._tenants.of(tenant),
         )
 
+    def tickets(self, *, every: int) -> Tickets:
+        """Resume tickets under the server's secret."""
+        return Tickets(self._secret.derive("tickets"), every=every)
+
     def reload(self) -> bool:
         """Read the files again. Returns whether they could be used; if not, what was in force stays so."""
         try:
@@ -162,6 +173,11 @@ class Authenticator:
     def _load(self) -> tuple[Keyring | None, Tenants]:
         keyring = None if self._keys_file is None else Keyring.load(self._keys_file)
         tenants = Tenants() if self._tenants_file is None else Tenants.load(self._tenants_file)
+        if tenants.want_tickets and not self._secret.shared:
+            raise InvalidParameter(
+                f"{self._tenants_file}: resume = 'ticket' needs --secret-file: a replica must know the tickets of the "
+                "others, and its own after a restart"
+            )
         return keyring, tenants
 
 

@@ -22,12 +22,13 @@ from pilotfish_cloud.engine.interface import CommitEvent, Engine, EngineEvent, F
 from pilotfish_cloud.logs import request_id
 from pilotfish_cloud.observer import StreamObserver
 from pilotfish_cloud.principal import Principal
-from pilotfish_core.admission import Admission, MemoryAdmission, Reservation
+from pilotfish_core.admission import Admission, MemoryAdmission, Reservation, ResumePolicy
 from pilotfish_core.drafts import Commit, DraftRun
 from pilotfish_core.errors import (
     Cancelled,
     DeadlineExceeded,
     FingerprintMismatch,
+    ResumeRefused,
     TokenizerMismatch,
     Unavailable,
     UnknownModel,
@@ -35,6 +36,7 @@ from pilotfish_core.errors import (
 from pilotfish_core.messages import Open, Ping
 from pilotfish_core.modes import Hint, Mode
 from pilotfish_core.prompts import PromptStore
+from pilotfish_core.tickets import TicketLine, Tickets
 from pilotfish_core.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ class Stream:
     reservation: Reservation | None = None  # the gateway's
     _timer: asyncio.TimerHandle | None = None  # to its deadline
     trace: GenerationTrace | None = None
+    tickets: TicketLine | None = None  # where they are asked for; the door sends them
     _error: Exception | None = None  # that ended it
     _outbox: asyncio.Queue[EngineEvent | Ping | Exception] = dataclasses.field(default_factory=asyncio.Queue)
 
@@ -123,7 +126,6 @@ class Stream:
         if isinstance(event, FailedEvent):
             self.fail(event.error)
             return
-        self.observer.event(self, event)
         if isinstance(event, CommitEvent):
             self.backlog_bytes += _bytes_of(event.commit)
             if self.backlog_bytes > self.max_backlog_bytes:
@@ -148,7 +150,10 @@ class Gateway:
         max_backlog_bytes: int = 256 * 1024,
         admission: Admission | None = None,
         tracing: Tracing | None = None,
+        tickets: Tickets | None = None,
+        resume: ResumePolicy = ResumePolicy.TRUST,
     ) -> None:
+        """``resume``: of tenants that have no policy of their own; ``tickets`` for those resumed by them."""
         self.engine = engine
         self.tokenizer = tokenizer
         self.served_model_name = served_model_name
@@ -156,6 +161,8 @@ class Gateway:
         self.prompts = PromptStore()
         self.admission = admission or MemoryAdmission()
         self._tracing = tracing
+        self._tickets = tickets
+        self._resume = resume
         self._max_backlog_bytes = max_backlog_bytes
         self._loop = asyncio.get_running_loop()
         self._keys = (str(number) for number in itertools.count(1))
@@ -174,16 +181,29 @@ class Gateway:
         self._loop.call_soon_threadsafe(self._dispatch, events)
 
     def _dispatch(self, events: Sequence[EngineEvent]) -> None:
+        """Commits first: what is counted of them must not keep the next ones waiting."""
+        plain_commits: list[tuple[Stream, EngineEvent]] = []
         for event in events:
             stream = self._streams.get(event.key)
             if stream is not None:
                 self._charge(stream, event)
                 if stream.trace is not None:
                     stream.trace.take(event)
+                plain = isinstance(event, CommitEvent) and event.commit.finish is None
+                if not plain:
+                    self.observer.event(stream, event)
                 stream.take(event)
-                if isinstance(event, CommitEvent) and event.commit.finish is not None:
+                if plain:
+                    plain_commits.append((stream, event))
+                elif isinstance(event, CommitEvent):
                     error = Unavailable(f"the end of the answer was not read within {READ_WITHIN_S:.0f} s")
                     self._set_timer(stream, self._loop.time() + READ_WITHIN_S, error)
+        if plain_commits:
+            self._loop.call_soon(self._observe, plain_commits)
+
+    def _observe(self, commits: list[tuple[Stream, EngineEvent]]) -> None:
+        for stream, event in commits:
+            self.observer.event(stream, event)
 
     def _charge(self, stream: Stream, event: EngineEvent) -> None:
         """The prompt was charged at admission: what of it was cached is given back, what is computed comes on top."""
@@ -246,8 +266,8 @@ class Gateway:
         ``deadline``: on the event loop's clock. ``metadata`` or headers of the call, for the caller's trace.
 
         Raises Unavailable while draining, UnknownModel, TokenizerMismatch, FingerprintMismatch, PromptTooLong and
-        InvalidParameter for more than the tenant may ask for, Overloaded, DeadlineExceeded, and Cancelled for an
-        attempt that is not newer than the one that runs.
+        InvalidParameter for more than the tenant may ask for, ResumeRefused, Overloaded, DeadlineExceeded, and
+        Cancelled for an attempt that is not newer than the one that runs.
         """
         try:
             stream = self._admit(opening, principal, deadline, door)
@@ -324,6 +344,7 @@ class Gateway:
             observer=self.observer,
         )
         principal.settings.check(len(opening.prompt), opening.params)
+        stream.tickets = self._check_resume(opening, principal)
         self._supersede(stream)
         try:
             stream.reservation = self.admission.reserve(
@@ -356,6 +377,16 @@ class Gateway:
                 "its tokens might differ, and the device did not allow that"
             )
         return differs
+
+    def _check_resume(self, opening: Open, principal: Principal) -> TicketLine | None:
+        """Whether the tenant may go on with what it claims. Returns the tickets for what comes, if it needs any."""
+        policy = principal.settings.resume or self._resume
+        if policy is ResumePolicy.REFUSE and opening.output:
+            raise ResumeRefused("this verifier does not go on with what it has not committed on the same stream")
+        if policy is not ResumePolicy.TICKET or self._tickets is None:
+            return None
+        self._tickets.check(principal.tenant, self.served_model_name, opening)
+        return self._tickets.line(principal.tenant, self.served_model_name, opening)
 
     def _set_timer(self, stream: Stream, when: float, error: Exception) -> None:
         """Fail it then; instead of what was set before."""

@@ -26,10 +26,11 @@ from pilotfish_cloud.metrics import ServerMetrics
 from pilotfish_cloud.service import VerifierService
 from pilotfish_cloud.tls import Certificates
 from pilotfish_cloud.tracing import Tracing
-from pilotfish_core.admission import MemoryAdmission, ServerLimits
+from pilotfish_core.admission import MemoryAdmission, ResumePolicy, ServerLimits
 from pilotfish_core.errors import AddressInUse, LocalError
 from pilotfish_core.proto.v1 import verifier_pb2
 from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
+from pilotfish_core.tickets import TICKET_EVERY
 from pilotfish_core.tokenizer import Tokenizer
 from pilotfish_core.wire import MAX_FRAME_BYTES
 
@@ -99,8 +100,10 @@ class VerifierServer:
                 )
             ),
             tracing=self._tracing,
+            tickets=self.authenticate.tickets(every=TICKET_EVERY if self.info.deterministic else 1),
+            resume=ResumePolicy(config.resume),
         )
-        self.service = VerifierService(self.gateway, self.authenticate)
+        self.service = VerifierService(self.gateway, self.authenticate, pad_frames=config.pad_frames)
         http_socket = _bind(config.host, config.http_port, "--http-port")
         self._grpc = grpc.aio.server(options=GRPC_OPTIONS)
         try:

@@ -55,11 +55,13 @@ class VerifierService(pb_grpc.VerifierServicer):
         gateway: Gateway,
         authenticate: Callable[[str | None], Principal] = lambda _: ANYONE,
         *,
+        pad_frames: bool = False,
         cut_after_s: float = CUT_AFTER_S,
     ) -> None:
         """``authenticate``: who sent an Authorization header, None for a call without one; raises Unauthenticated."""
         self._gateway = gateway
         self._authenticate = authenticate
+        self._pad_frames = pad_frames  # else those to devices that pad their own
         self.cut_after_s = cut_after_s
         # Reads and writes in flight are never cancelled: grpc.aio leaks what they hold (grpc#43360). They end with the
         # call by themselves, which may be later than the handler.
@@ -92,7 +94,8 @@ class VerifierService(pb_grpc.VerifierServicer):
         call = _Call(context, principal, loop.create_future(), loop.create_future())
         # One reader for the call's whole life, which ends with the call by itself: a read that is cancelled or timed
         # out in flight leaks in grpc.aio (grpc#43360).
-        self._in_background(self._read(frames, call))
+        reader = DeviceFrameReader()
+        self._in_background(self._read(frames, reader, call))
         try:
             await asyncio.wait([call.opened], timeout=OPEN_TIMEOUT_S)
             if not call.opened.done():
@@ -108,7 +111,8 @@ class VerifierService(pb_grpc.VerifierServicer):
         try:
             if not call.answered:  # or else a status could not be sent before the first frame is out
                 await context.send_initial_metadata(())
-            writing = self._in_background(self._write(stream, context))
+            writer = CloudFrameWriter(padded=self._pad_frames or reader.padded)
+            writing = self._in_background(self._write(stream, writer, context))
             ends: list[asyncio.Future[Any]] = [writing, failed]
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             if not writing.done():
@@ -132,9 +136,8 @@ class VerifierService(pb_grpc.VerifierServicer):
         if not task.cancelled():
             task.exception()  # the handler has it, or has gone, and then the call is over
 
-    async def _read(self, frames: AsyncIterator[pb.DeviceFrame], call: _Call) -> None:
+    async def _read(self, frames: AsyncIterator[pb.DeviceFrame], reader: DeviceFrameReader, call: _Call) -> None:
         """Read to the end of the call. What goes wrong goes to ``opened``, once that is settled to the stream."""
-        reader = DeviceFrameReader()
         stream: Stream | None = None
         try:
             async for frame in frames:
@@ -148,7 +151,8 @@ class VerifierService(pb_grpc.VerifierServicer):
                     whole = self._gateway.recall(first, call.principal)
                     if whole is None:
                         call.answered = True
-                        await call.context.write(CloudFrameWriter().prefix_unknown())  # nobody else writes yet
+                        writer = CloudFrameWriter(padded=self._pad_frames or reader.padded)
+                        await call.context.write(writer.prefix_unknown())  # nobody else writes yet
                         continue
                     call.opened.set_result(whole)
                     stream = await call.admitted
@@ -182,12 +186,12 @@ class VerifierService(pb_grpc.VerifierServicer):
             case Ping():
                 stream.ping(message)
 
-    async def _write(self, stream: Stream, context: Context) -> None:
-        writer = CloudFrameWriter()
+    async def _write(self, stream: Stream, writer: CloudFrameWriter, context: Context) -> None:
         async for event in stream:
             match event:
                 case CommitEvent(_, commit, step_ended):
-                    await context.write(writer.commit(commit))
+                    ticket = None if stream.tickets is None else stream.tickets.commit(commit.tokens)
+                    await context.write(writer.commit(commit, ticket))
                     if self.on_written is not None:
                         self.on_written(time.monotonic() - step_ended)
                 case AdviceEvent(_, advice):

@@ -52,7 +52,8 @@ class AsyncClient:
 
     ``api_key`` (default: $PILOTFISH_API_KEY) is sent with each call, over TLS or to this machine only, unless
     ``insecure``. With addresses ``grpcs://``: ``ca`` are authorities to trust instead of the usual ones, ``cert`` and
-    ``key`` the device's own certificate; files in PEM.
+    ``key`` the device's own certificate; files in PEM. ``pad``: frames in size classes, both ways, because their sizes
+    tell something of the text.
 
     ``cloud="never"`` is a hard switch, for private text: nothing is ever sent, ``server`` may be None, and the answers
     are the draft model's own, in pieces of origin "unverified".
@@ -77,6 +78,7 @@ class AsyncClient:
         cert: str | Path | None = None,
         key: str | Path | None = None,
         insecure: bool = False,
+        pad: bool = False,
     ) -> None:
         if not 1 <= window <= 1024:
             raise InvalidParameter.of("window", window, "an integer in [1, 1024]")
@@ -97,6 +99,7 @@ class AsyncClient:
             credentials = Credentials.load(api_key=api_key, ca=ca, cert=cert, key=key)
             credentials.check_addresses(addresses, insecure=insecure)
         self._transport = Transport(addresses, credentials)
+        self._padded = pad
         self._model = model
         config = config or DeviceConfig(window=window)
         self._config = dataclasses.replace(
@@ -199,6 +202,7 @@ class AsyncClient:
                 memory=self._memory,
                 hint=self._hint,
                 prompts=self._prompts,
+                padded=self._padded,
             )
         )
         stream = AsyncStream(driver, deadline)

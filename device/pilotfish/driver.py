@@ -39,8 +39,8 @@ from pilotfish_core.draft_policy import PolicyMemory
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.drafts import Commit, Finish, FinishReason, Origin
 from pilotfish_core.errors import FingerprintMismatch, PilotfishError, ProtocolViolation, Unavailable
-from pilotfish_core.messages import Open, Opened, Pong, PrefixUnknown
-from pilotfish_core.modes import Advice, Hint, Mode
+from pilotfish_core.messages import Open, Opened, Pong, PrefixUnknown, Ticket
+from pilotfish_core.modes import Advice, Hint
 from pilotfish_core.prompts import SentPrompts
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.tokenizer import Tokenizer
@@ -88,6 +88,7 @@ class GenerationDriver:
         memory: PolicyMemory | None = None,
         hint: Hint | None = None,
         prompts: SentPrompts | None = None,
+        padded: bool = False,
     ) -> None:
         """``prompts``: what the verifier was sent before, by earlier generations too."""
         self.generation = generation
@@ -96,6 +97,7 @@ class GenerationDriver:
         self.outcome: asyncio.Future[Result | PilotfishError] = asyncio.get_running_loop().create_future()
         self._transport = transport
         self._allow_other_fingerprint = allow_other_fingerprint
+        self._padded = padded
         self._figures = Figures(generation, "none" if drafter is None else drafter.name)
         self._early: list[_Event] | None = []  # what happened before it runs; None from then on
         self._over = asyncio.get_running_loop().create_future()
@@ -111,6 +113,7 @@ class GenerationDriver:
             attempt=generation.attempt,
             memory=memory,
             hint=hint,
+            ticket=generation.ticket,
         )
         self._text = AnswerText(generation.params, tokenizer, generation.output)
         self._last_origin = Origin.CLOUD
@@ -218,6 +221,9 @@ class GenerationDriver:
                         if message.position <= self._core.length < message.end:
                             self.generation.decided_under(attempt.fingerprint)
                         actions += self._core.take(message, now)
+                    case Ticket():
+                        actions += self._core.proved(message)
+                        self.generation.ticket = self._core.ticket
                     case Pong():
                         actions += self._core.heard(message, now)
                     case Advice():
@@ -251,8 +257,8 @@ class GenerationDriver:
         finish = next((action.finish for action in actions if isinstance(action, End)), None)
         for action in actions:
             match action:
-                case Connect(number, mode):
-                    self._connect(number, mode)
+                case Connect():
+                    self._connect(action)
                 case SendDraft(run, acknowledged):
                     if self._attempt is not None:
                         self._attempt.stream.send(self._attempt.writer.draft(run, acknowledged))
@@ -274,28 +280,29 @@ class GenerationDriver:
                 case End():
                     self._end = action
 
-    def _connect(self, number: int, mode: Mode) -> None:
+    def _connect(self, connect: Connect) -> None:
         self._leave()
         generation = self.generation
-        generation.attempt = number
+        generation.attempt = connect.attempt
         prefix = self._prompts.known(generation.prompt)
         message = Open(
             model=generation.model,
             tokenizer_hash=generation.tokenizer_hash,
             generation_id=generation.id,
-            attempt=number,
+            attempt=connect.attempt,
             prompt=generation.prompt if prefix is None else generation.prompt[prefix.length :],
             prefix=prefix,
             params=generation.params,
-            output=tuple(generation.output),
+            output=tuple(generation.output[: connect.length - len(generation.prompt)]),
             # Until a token was decided, any replica may decide the first.
             fingerprint=generation.fingerprint if generation.output else "",
             allow_other_fingerprint=self._allow_other_fingerprint,
-            mode=mode,
+            mode=connect.mode,
             hint=self._core.policy.hint,
             pace=self._core.policy.pace,
+            ticket=connect.ticket,
         )
-        self._attempt = Attempt(self._transport, next(self._attempts), message, self._happened)
+        self._attempt = Attempt(self._transport, next(self._attempts), message, self._happened, padded=self._padded)
 
     def _leave(self) -> None:
         """Give up the current stream, if any; what still comes from it is ignored."""

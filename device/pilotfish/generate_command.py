@@ -79,6 +79,7 @@ def _add_security(group: Any) -> None:
     group.add_argument("--ca", metavar="F", help="authorities to trust instead of the usual ones, PEM (grpcs://)")
     group.add_argument("--cert", metavar="F", help="this device's certificate for mutual TLS, PEM")
     group.add_argument("--key", metavar="F", help="its private key, PEM")
+    group.add_argument("--pad", action="store_true", help="pad frames to size classes, both ways: sizes leak text")
     group.add_argument("--insecure", action="store_true", help="send the key unencrypted to other machines, too")
 
 
@@ -146,6 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
         cert=arguments.cert,
         key=arguments.key,
         insecure=arguments.insecure,
+        pad=arguments.pad,
     )
     with client:
         if prompt is None:

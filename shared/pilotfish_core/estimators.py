@@ -147,7 +147,7 @@ class Response:
 
     def continued(self, tokens: int, now: float) -> None:
         """``tokens`` more of a branch arrived."""
-        if self._burst is None:
+        if self._burst is None or not tokens:  # a run may be empty, and a peer may repeat it
             return
         began, count = self._burst
         self._burst = (began, count + tokens)

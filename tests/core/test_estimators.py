@@ -174,3 +174,12 @@ def test_response_and_gap_of_a_device() -> None:
     assert response.gap.value == pytest.approx((0.01 + 0.01 + 0.02) / 3)
     response.opened(99, 1, 3.0)  # begins where no commit ended that is remembered
     assert response.delay.count == 2
+
+
+def test_empty_runs_say_nothing_of_the_pace() -> None:
+    response = Response()
+    response.opened(5, 0, 1.0)
+    for _ in range(2):
+        response.continued(0, 2.0)
+    response.continued(2, 3.0)
+    assert response.gap.or_else(0.0) == 1.0
