@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from pilotfish_cloud.engine.attention import ATTENTION_NAME, register
 from pilotfish_cloud.engine.model_config import FAMILIES, ModelShape, in_one_line, load_config, read_json, shape_of
+from pilotfish_cloud.engine.quantization import ask_for_dense, check_quantization
 from pilotfish_core.errors import InvalidParameter, LocalError, ModelLoadError
 from pilotfish_core.tokenizer import Tokenizer
 
@@ -46,7 +47,7 @@ class LoadedModel:
 def load_model(folder: str | Path, *, dtype: str = "bfloat16", device: str | torch.device = "cpu") -> LoadedModel:
     """Load ``folder`` onto ``device``.
 
-    Raises ModelLoadError (file and reason), InvalidParameter for an unknown dtype or device, LocalError for a device
+    Raises ModelLoadError (file and reason), MissingExtra for quantised weights without their library, InvalidParameter for an unknown dtype or device, LocalError for a device
     that is not there or cannot compute in ``dtype``.
     """
     if dtype not in DTYPES:
@@ -56,6 +57,7 @@ def load_model(folder: str | Path, *, dtype: str = "bfloat16", device: str | tor
     if not folder.is_dir():
         raise ModelLoadError(f"{folder} is not a folder")
     config = load_config(folder)
+    quantised = check_quantization(folder / "config.json", config.to_dict())
     understood = {name: value for name, value in config.to_dict().items() if name not in _INERT}
     tokenizer = Tokenizer.load(folder)
     files = weight_files(folder)
@@ -67,6 +69,8 @@ def load_model(folder: str | Path, *, dtype: str = "bfloat16", device: str | tor
             f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size} ids, but {folder / 'config.json'} says that "
             f"the model embeds {shape.vocab_rows}"
         )
+    if quantised:
+        ask_for_dense(config)
     register()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
