@@ -95,7 +95,9 @@ class Acceptance(Section):
         line = lines[answer % len(lines)]
         if len(line) < length:
             raise self.wrong(
-                "file", self.file, f"at least {length} positions in line {answer % len(lines) + 1}, which has {len(line)}"
+                "file",
+                self.file,
+                f"at least {length} positions in line {answer % len(lines) + 1}, which has {len(line)}",
             )
         return line[:length]
 

@@ -250,14 +250,10 @@ class Generation:
         task = self._core.draft_task(now)
         if task is None:
             return
-        done_at, seconds = self._client.drafter.take(
-            now, task.count, len(task.extend), first=not self._drafter_open
-        )
+        done_at, seconds = self._client.drafter.take(now, task.count, len(task.extend), first=not self._drafter_open)
         self._drafter_open = True
         self._drafting_s += seconds
-        tokens = self._text.drafted(
-            task.start - len(self._text.prompt), task.count, task.start - self._core.length
-        )
+        tokens = self._text.drafted(task.start - len(self._text.prompt), task.count, task.start - self._core.length)
         self._clock.at(done_at, self._drafted, tokens)
 
     def _end(self, end: End) -> None:
@@ -284,4 +280,3 @@ class Generation:
             reason=str(policy.reason),
         )
         self._done(self)
-

@@ -13,10 +13,10 @@ from collections.abc import Sequence as Seq
 from typing import Final
 
 from pilotfish_core.cloud_core import CloudCore, CloudLimits, VerifyCounts
-from pilotfish_core.drafts import Commit
+from pilotfish_core.drafts import Commit, DraftRun
 from pilotfish_core.errors import PilotfishError
 from pilotfish_core.messages import Open
-from pilotfish_core.modes import Advice, CloudDraft
+from pilotfish_core.modes import Advice, CloudDraft, Hint, Mode
 from pilotfish_core.scheduling import (
     CloudDrafter,
     CloudNgram,
@@ -36,7 +36,6 @@ from pilotfish_sim.target_model import Target
 from pilotfish_sim.text import Text
 
 MEASURED_CONTEXT: Final = 64  # KV tokens of the steps that are timed at start, as in production
-Message = Callable[[CloudCore], object]
 
 
 @dataclasses.dataclass(slots=True)
@@ -126,9 +125,24 @@ class VirtualEngine:
         """Begin or continue a generation."""
         self._post(lambda: self._open(key, opening, text, listener))
 
-    def tell(self, key: str, message: Message) -> None:
-        """Something for its core arrived."""
-        self._post(lambda: self._tell(key, message))
+    def push(self, key: str, run: DraftRun) -> None:
+        """Draft tokens arrived: now, whenever a step in progress lets them in."""
+        now = self._clock.now
+        self._post(lambda: self._tell(key, lambda core: core.receive(run, now)))
+
+    def acknowledge(self, key: str, length: int) -> None:
+        """The device holds the committed tokens up to ``length``."""
+        now = self._clock.now
+        self._post(lambda: self._tell(key, lambda core: core.acknowledge(length, now)))
+
+    def steer(self, key: str, mode: Mode) -> None:
+        """The device drafts otherwise from here on."""
+        now = self._clock.now
+        self._post(lambda: self._tell(key, lambda core: core.steer(mode, now)))
+
+    def hint(self, key: str, hint: Hint) -> None:
+        """What the app knows about the device has changed."""
+        self._post(lambda: self._tell(key, lambda core: setattr(core, "hint", hint)))
 
     def abort(self, key: str) -> None:
         """End it and free what it holds."""
@@ -233,14 +247,12 @@ class VirtualEngine:
             listener.opened(0)
             listener.committed(finished)
             return
-        sequence = Sequence(
-            key, [*opening.prompt, *opening.output], core, opening.params, max_len=length + max_output
-        )
+        sequence = Sequence(key, [*opening.prompt, *opening.output], core, opening.params, max_len=length + max_output)
         self._texts[key], self._listeners[key], self._sequences[key] = text, listener, sequence
         self._unopened.add(key)
         self.scheduler.add(sequence)
 
-    def _tell(self, key: str, message: Message) -> None:
+    def _tell(self, key: str, message: Callable[[CloudCore], object]) -> None:
         sequence = self._sequences.get(key)
         if sequence is not None:
             message(sequence.core)

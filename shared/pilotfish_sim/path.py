@@ -92,7 +92,9 @@ class Stream:
         self._failed: Callable[[Any], object] = _nobody
         path.connect()
 
-    def device_end(self, received: Callable[[pb.CloudFrame], object], failed: Callable[[PilotfishError], object]) -> None:
+    def device_end(
+        self, received: Callable[[pb.CloudFrame], object], failed: Callable[[PilotfishError], object]
+    ) -> None:
         """Who takes frames, or the error that ends the call, on the device."""
         self._from_cloud, self._failed = received, failed
 

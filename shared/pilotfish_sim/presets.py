@@ -48,7 +48,7 @@ LINKS: Final[dict[str, Preset]] = {
     },
     # New York to Europe and back: 73 to 85 ms by provider (Hathora, "Cloud latency shootout").
     "transatlantic": {"rtt_ms": 78, "jitter_ms": 2, "loss": 0.0005},
-    # Oregon to Sydney: 278.5 ms for a call with a TCP handshake are two round trips (bytecode.tech, "AWS latency index").
+    # Oregon to Sydney: 278.5 ms for a call and TCP handshake, two round trips (bytecode.tech, "AWS latency index").
     "transpacific": {"rtt_ms": 139, "jitter_ms": 3, "loss": 0.0005},
 }  # fmt: skip
 
@@ -57,7 +57,7 @@ DEVICES: Final[dict[str, Preset]] = {
     "desktop": {"draft_ms": 7.2, "prefill_ms": 2.4, "power_w": 15},
     # 1.5 B parameters at 4 bits on an RTX 4050 Laptop: 131.7 tokens/s at 34.1 W (arXiv 2603.23640). Prefill: assumed.
     "laptop-gpu": {"draft_ms": 7.6, "prefill_ms": 0.5, "power_w": 34.1, "battery_wh": 60},
-    # 1.5 B at 4 bits on an iPhone 16 Pro: about 40 tokens/s cool, 22.6 hot (the same). Power: assumed. Battery: 13.9 Wh.
+    # 1.5 B at 4 bits on an iPhone 16 Pro: 40 tokens/s cool, 22.6 hot (the same). Power: assumed. Battery: 13.9 Wh.
     "phone": {"draft_ms": 25, "prefill_ms": 3, "power_w": 4, "battery_wh": 13.9},
     "phone-hot": {"draft_ms": 44, "prefill_ms": 5, "power_w": 4, "battery_wh": 13.9},
     # What an NPU and a draft of some hundred million parameters might do: an assumption, the optimistic end.
@@ -66,8 +66,8 @@ DEVICES: Final[dict[str, Preset]] = {
     "browser": {"draft_ms": 24, "prefill_ms": 6, "power_w": 10},
 }  # fmt: skip
 
-# Steps of GPUs are rooflines (see target_model); 3 ms beside them for launches, sampling and scheduling is an assumption
-# of the order that engines show. 70 B in 16 bits needs two H200 or four H100 to leave room for KV.
+# Steps of GPUs are rooflines (see target_model); 3 ms beside them for launches, sampling and scheduling are an
+# assumption. 70 B in 16 bits needs two H200 or four H100 to leave room for KV.
 _GPU: Final = {"overhead_ms": 3.0, "max_num_batched_tokens": 2048, "max_num_seqs": 256, "service_ms": 0.5}
 TARGETS: Final[dict[str, Preset]] = {
     # The event model of DESIGN section 4.

@@ -54,22 +54,19 @@ class Connection:
         stream.cloud_end(self._received)
 
     def _received(self, frame: pb.DeviceFrame) -> None:
-        now, engine = self._replica.clock.now, self._replica.engine
+        engine = self._replica.engine
         for message in self._reader.read(frame):
             match message:
                 case DraftRun():
-                    run = message
-                    engine.tell(self.key, lambda core, run=run: core.receive(run, now))
+                    engine.push(self.key, message)
                 case Acknowledged(length):
-                    engine.tell(self.key, lambda core, length=length: core.acknowledge(length, now))
+                    engine.acknowledge(self.key, length)
                 case Ping():
                     self._stream.down(self._writer.pong(message))
                 case Mode():
-                    mode = message
-                    engine.tell(self.key, lambda core, mode=mode: core.steer(mode, now))
+                    engine.steer(self.key, message)
                 case Hint():
-                    hint = message
-                    engine.tell(self.key, lambda core, hint=hint: setattr(core, "hint", hint))
+                    engine.hint(self.key, message)
                 case Open():
                     self._open(message)
 

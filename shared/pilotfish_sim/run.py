@@ -6,7 +6,6 @@ import dataclasses
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 
-
 import numpy as np
 
 from pilotfish_core.device_actions import DeviceConfig

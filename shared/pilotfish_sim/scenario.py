@@ -32,7 +32,7 @@ class Scenario(Section):
     link: Link = dataclasses.field(default_factory=Link)
     device: Device = dataclasses.field(default_factory=Device)
     acceptance: Acceptance = dataclasses.field(default_factory=Acceptance)
-    target: Target = dataclasses.field(default_factory=lambda: Target(step_ms=30))
+    target: Target = dataclasses.field(default_factory=lambda: Target.of(PRESETS["target"]["plain-30ms"]))
     workload: Workload = dataclasses.field(default_factory=Workload)
     prices: Prices = dataclasses.field(default_factory=Prices)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
@@ -206,13 +205,3 @@ def _curve(points: tuple[tuple[int, float], ...], context_s: float) -> StepTime:
         return base + context * context_s
 
     return seconds
-
-
-def best_draft_length(acceptance: float, draft_s: float, step_s: float, rtt_s: float, most: int = 64) -> int:
-    """Of stop-and-wait: the draft length with the most expected tokens a second (Leviathan et al. 2023, with a link)."""
-
-    def rate(length: int) -> float:
-        tokens = length + 1.0 if acceptance >= 1.0 else (1 - acceptance ** (length + 1)) / (1 - acceptance)
-        return tokens / (length * draft_s + step_s + rtt_s)
-
-    return max(range(1, most + 1), key=rate) if math.isfinite(rtt_s) else most

@@ -56,9 +56,9 @@ def _length(value: Any) -> Length:
         given[name] = one
     if set(given) == {"min", "max"} and 1 <= given["min"] <= given["max"] <= MAX_LENGTH:
         return Length(int(given["min"]), int(given["max"]))
-    if set(given) == {"median", "sigma", "max"} and 1 <= given["median"] <= given["max"] <= MAX_LENGTH:
-        if 0 < given["sigma"] <= 5:
-            return Length(int(given["median"]), int(given["max"]), float(given["sigma"]))
+    log_normal = set(given) == {"median", "sigma", "max"} and 0 < given["sigma"] <= 5
+    if log_normal and 1 <= given["median"] <= given["max"] <= MAX_LENGTH:
+        return Length(int(given["median"]), int(given["max"]), float(given["sigma"]))
     raise Wrong(_LENGTH)
 
 
@@ -155,9 +155,7 @@ class Workload(Section):
             yield self._request(number, number % self.devices, at, random, measured=at >= self.warmup_s)
             number += 1
 
-    def _request(
-        self, number: int, device: int, at: float, random: np.random.Generator, *, measured: bool
-    ) -> Request:
+    def _request(self, number: int, device: int, at: float, random: np.random.Generator, *, measured: bool) -> Request:
         prompt = self.prompt_tokens.draw(random)
         return Request(
             number=number,
@@ -200,5 +198,7 @@ class Workload(Section):
         if not requests or not any(request.measured for request in requests):
             raise InvalidParameter.of("workload.file", self.file, f"{expected}, with an answer after workload.warmup_s")
         if self.duration_s is not None and requests[-1].at < self.duration_s:
-            raise self.wrong("file", self.file, f"arrivals until {self.duration_s:g} s; it ends at {requests[-1].at:g} s")
+            raise self.wrong(
+                "file", self.file, f"arrivals until {self.duration_s:g} s; it ends at {requests[-1].at:g} s"
+            )
         return requests

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pilotfish_core.errors import InvalidParameter
-from pilotfish_sim.fields import Section, Wrong, checked, flag, integer, number, text
-from pilotfish_sim.fields import choice as one_of
+from pilotfish_sim.fields import Section, Wrong, checked, choice, flag, integer, number, text
 from pilotfish_sim.links import Change, Cut, Jitter, LinkSpec, load_trace
 
 
@@ -57,7 +56,7 @@ class Link(Section):
 
     rtt_ms: float = number(0.0, 0.0, 3.6e6, "milliseconds")
     jitter_ms: float = number(0.0, 0.0, 3.6e6, "milliseconds")
-    jitter: Jitter = one_of(Jitter.UNIFORM, Jitter)
+    jitter: Jitter = choice(Jitter.UNIFORM, Jitter)
     rate_up_mbit: float | None = number(None, 0.0, 1e6, "Mbit/s", above=True)
     rate_down_mbit: float | None = number(None, 0.0, 1e6, "Mbit/s", above=True)
     trace_up: str = text("")
