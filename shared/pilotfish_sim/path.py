@@ -20,8 +20,8 @@ class Path:
     def __init__(self, clock: Clock, link: Link, spec: LinkSpec, *, device_s: float, service_s: float) -> None:
         """``device_s`` and ``service_s``: what each end adds to a frame, in each direction."""
         self._clock = clock
-        self._up = Direction(spec, up=True, began=clock.now)
-        self._down = Direction(spec, up=False, began=clock.now)
+        self._up = Direction(spec, up=True)
+        self._down = Direction(spec, up=False)
         self._overhead = link.overhead_bytes
         self._device_s, self._service_s = device_s, service_s
         self._wake_s, self._sleep_s = link.wake_ms / 1e3, link.sleep_s
