@@ -182,7 +182,7 @@ class DraftPolicy:
         step, draft = self._plain_step(), self.memory.draft_time.value
         if not self.config.adaptive or in_flight >= ENOUGH or not step or not draft:
             return 1
-        return max(1, min(BURST, int(BURST_SHARE * step / draft)))
+        return max(1, int(min(BURST, BURST_SHARE * step / draft)))  # a draft of no time at all: infinity
 
     @property
     def objective(self) -> Objective:

@@ -26,10 +26,9 @@ class ProgressBar:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
 
-    def of(self, done: int, total: int) -> None:
-        """So many of ``total`` are done."""
-        self._total = total
-        self.show(done)
+    def share(self, done: float) -> None:
+        """Such a share of all is done."""
+        self.show(int(done * self._total))
 
     def show(self, done: int) -> None:
         """So many of all are done."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -20,9 +19,9 @@ from pilotfish_sim.replica import Replica
 from pilotfish_sim.scenario import Scenario
 from pilotfish_sim.study import load_class
 from pilotfish_sim.text import Text
-from pilotfish_sim.workload import Request, WorkloadKind
+from pilotfish_sim.workload import Request
 
-Progress = Callable[[int, int], object]  # answers done, of how many
+Progress = Callable[[float], object]  # the share that is done
 
 
 class SimulationFailed(PilotfishError):
@@ -77,20 +76,21 @@ class _World:
         self._clients: dict[int, Client] = {}
         self._paths: dict[int, Path] = {}
         self._running: dict[int, Generation] = {}
-        self._waiting: dict[int, deque[Request]] = defaultdict(deque)
+        self._loops: dict[int, Iterator[Request]] = {}
         self._answers: list[Answer] = []
-        self._total = 0
+        self._expected = 0  # answers
         self._shared: dict[int, list[int]] = {}
 
     def run(self) -> Run:
-        random = np.random.default_rng((self._scenario.seed, 1))
-        self._ask_all(self._scenario.workload.requests(random))
+        self._ask_all()
         for cut in self._scenario.link.cuts:
             if cut.reset:
                 self._clock.at(cut.begin_s, self._cut)
         self._clock.run()
-        if self._running or len(self._answers) != self._total:
-            raise SimulationFailed(f"{self._total - len(self._answers)} of {self._total} answers did not end")
+        if self._running:
+            raise SimulationFailed(f"{len(self._running)} answers did not end")
+        if not self._answers:
+            raise SimulationFailed("nothing was asked for: the workload has no answer that begins in its duration")
         wrong = next((answer for answer in self._answers if not answer.identical and not answer.error), None)
         if wrong is not None:
             raise SimulationFailed(f"answer {wrong.number} is not the target's text: a defect of the cores")
@@ -117,17 +117,23 @@ class _World:
         if replica is not None:
             replica.disconnect(stream)
 
-    def _ask_all(self, requests: Iterable[Request]) -> None:
-        closed = self._scenario.workload.kind is WorkloadKind.CLOSED
-        for request in requests:
-            self._total += 1
-            if closed:
-                self._waiting[request.device].append(request)
-            else:
-                self._clock.at(request.at, self._ask, request)
-        for queue in self._waiting.values():
-            first = queue.popleft()
-            self._clock.at(first.at, self._ask, first)
+    def _ask_all(self) -> None:
+        workload, seed = self._scenario.workload, self._scenario.seed
+        if workload.closed:
+            for device in range(workload.devices):
+                self._loops[device] = workload.loop(device, seed)
+                self._ask_next(device)
+            self._expected = workload.devices * (workload.warmup + workload.answers)
+            return
+        for request in workload.requests(seed):
+            self._expected += 1
+            self._clock.at(request.at, self._ask, request)
+
+    def _ask_next(self, device: int) -> None:
+        """The next question of a device in a closed loop, if there is one."""
+        request, until = next(self._loops[device], None), self._scenario.workload.duration_s
+        if request is not None and (until is None or self._clock.now + request.at < until):
+            self._clock.at(self._clock.now + request.at, self._ask, request)
 
     def _ask(self, request: Request) -> None:
         device = request.device
@@ -153,11 +159,15 @@ class _World:
         if generation.answer is not None:
             self._answers.append(generation.answer)
         if self._progress is not None:
-            self._progress(len(self._answers), self._total)
-        waiting = self._waiting.get(generation.request.device)
-        if waiting:
-            request = waiting.popleft()
-            self._clock.at(self._clock.now + request.at, self._ask, request)
+            self._progress(self._share())
+        if generation.request.device in self._loops:
+            self._ask_next(generation.request.device)
+
+    def _share(self) -> float:
+        workload = self._scenario.workload
+        if workload.closed and workload.duration_s is not None:
+            return min(self._clock.now / workload.duration_s, 1.0)
+        return len(self._answers) / max(self._expected, 1)
 
     def _cut(self, _: None) -> None:
         for path in self._paths.values():

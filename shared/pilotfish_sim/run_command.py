@@ -63,8 +63,8 @@ def run_one(arguments: argparse.Namespace) -> int:
     if arguments.show:
         _print(json.dumps(plain(scenario), indent=1))
         return 0
-    with ProgressBar(1, "answers") as bar:
-        run = simulate(scenario, bar.of)
+    with ProgressBar(100, "hundredths") as bar:
+        run = simulate(scenario, bar.share)
     row = {"set": sets} | row_of(run)
     if arguments.json:
         _print(json.dumps(row | {"scenario": plain(scenario)}))

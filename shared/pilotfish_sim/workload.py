@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import enum
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -81,9 +82,10 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload(Section):
-    """``devices`` in all. Closed: ``answers`` of each, ``think_s`` between them (exponential), after ``warmup`` that do
-    not count. Poisson: ``rate_per_s`` over all devices for ``duration_s``, each answer on the next device in turn, what
-    begins before ``warmup_s`` not counted. Trace: ``file``.
+    """``devices`` in all. Closed: ``answers`` of each, after ``warmup`` that do not count, ``think_s`` between them
+    (exponential); with ``duration_s`` as many as begin before it. Poisson: ``rate_per_s`` over all devices for
+    ``duration_s``, each answer on the next device in turn. Trace: ``file``. What begins before ``warmup_s`` does not
+    count. A run ends when all that has begun is done.
 
     ``prefix_tokens`` of each prompt are one of ``prefixes`` system prompts. ``repetition``: the share of output tokens
     that lie in copies of earlier text, which prompt lookup finds.
@@ -131,23 +133,25 @@ class Workload(Section):
             return max(request.prompt_tokens + request.output_tokens for request in self._recorded())
         return self.prompt_tokens.high + self.output_tokens.high
 
-    def requests(self, random: np.random.Generator) -> Iterator[Request]:
-        """All of them; of a closed loop by device. Raises InvalidParameter for a bad trace."""
-        match self.kind:
-            case WorkloadKind.CLOSED:
-                return self._closed(random)
-            case WorkloadKind.POISSON:
-                return self._poisson(random)
-            case WorkloadKind.TRACE:
-                return iter(self._recorded())
+    @property
+    def closed(self) -> bool:
+        """Whether devices ask when they have their last answer: see ``loop``; else see ``requests``."""
+        return self.kind is WorkloadKind.CLOSED
 
-    def _closed(self, random: np.random.Generator) -> Iterator[Request]:
-        number = 0
-        for device in range(self.devices):
-            for index in range(self.warmup + self.answers):
-                think = random.exponential(self.think_s) if self.think_s else 0.0
-                yield self._request(number, device, think, random, measured=index >= self.warmup)
-                number += 1
+    def loop(self, device: int, seed: int) -> Iterator[Request]:
+        """What one device of a closed loop asks, one after the other; ``at`` is how long it thinks before. Endless with
+        ``duration_s``.
+        """
+        random = np.random.default_rng((seed, 3, device))
+        for index in itertools.count():
+            if self.duration_s is None and index >= self.warmup + self.answers:
+                return
+            think = float(random.exponential(self.think_s)) if self.think_s else 0.0
+            yield self._request(index * self.devices + device, device, think, random, measured=index >= self.warmup)
+
+    def requests(self, seed: int) -> Iterator[Request]:
+        """All that is asked at given times. Raises InvalidParameter for a bad trace."""
+        return iter(self._recorded()) if self.file else self._poisson(np.random.default_rng((seed, 1)))
 
     def _poisson(self, random: np.random.Generator) -> Iterator[Request]:
         number, at = 0, 0.0

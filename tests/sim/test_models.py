@@ -119,12 +119,13 @@ def test_the_roofline_of_a_70b_on_four_h100() -> None:
 
 
 def test_arrivals_of_a_closed_loop_a_poisson_process_and_a_trace(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    closed = list(Workload(devices=3, answers=2, warmup=1).requests(random))
-    assert [request.device for request in closed] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert [request.measured for request in closed[:3]] == [False, True, True]
+    closed = list(Workload(devices=3, answers=2, warmup=1).loop(1, 0))
+    assert [(request.number, request.device) for request in closed] == [(1, 1), (4, 1), (7, 1)]
+    assert [request.measured for request in closed] == [False, True, True]
+    endless = Workload(devices=3, answers=2, duration_s=60).loop(1, 0)
+    assert len(list(itertools.islice(endless, 50))) == 50
     poisson = Workload.of({"kind": "poisson", "rate_per_s": 50, "duration_s": 100, "warmup_s": 10, "devices": 7})
-    arrivals = list(poisson.requests(random))
+    arrivals = list(poisson.requests(0))
     assert len(arrivals) == pytest.approx(5000, rel=0.06)
     gaps = np.diff([request.at for request in arrivals])
     assert np.std(gaps) == pytest.approx(np.mean(gaps), rel=0.1)
@@ -132,14 +133,13 @@ def test_arrivals_of_a_closed_loop_a_poisson_process_and_a_trace(tmp_path: Path)
     file = tmp_path / "trace.csv"
     file.write_text("arrival_s,prompt_tokens,output_tokens\n0.5,100,20\n3,50,10\n", encoding="utf-8")
     recorded = Workload.of({"kind": "trace", "file": str(file), "devices": 2})
-    assert list(recorded.requests(random)) == [Request(0, 0, 0.5, 100, 20), Request(1, 1, 3.0, 50, 10)]
+    assert list(recorded.requests(0)) == [Request(0, 0, 0.5, 100, 20), Request(1, 1, 3.0, 50, 10)]
     assert recorded.longest == 120
     with pytest.raises(InvalidParameter, match=r"workload.file is .*expected arrivals until 10 s; it ends at 3 s"):
-        list(Workload.of({"kind": "trace", "file": str(file), "duration_s": 10}).requests(random))
+        list(Workload.of({"kind": "trace", "file": str(file), "duration_s": 10}).requests(0))
 
 
 def test_lengths_follow_their_distribution() -> None:
-    random = np.random.default_rng(0)
     workload = Workload.of(
         {
             "answers": 3000,
@@ -147,7 +147,7 @@ def test_lengths_follow_their_distribution() -> None:
             "output_tokens": {"median": 100, "sigma": 1.0, "max": 900},
         }
     )
-    requests = list(workload.requests(random))
+    requests = list(workload.loop(0, 0))
     assert {request.prompt_tokens for request in requests} == set(range(10, 21))
     outputs = [request.output_tokens for request in requests]
     assert np.median(outputs) == pytest.approx(100, rel=0.1)

@@ -168,6 +168,13 @@ def test_arrivals_at_random_and_from_a_file(tmp_path: Path) -> None:
     assert [(answer.began, answer.tokens) for answer in recorded.answers] == [(0.0, 20), (0.1, 10)]
 
 
+def test_a_closed_loop_goes_on_for_as_long_as_it_is_told_to() -> None:
+    result = run(arm="cloud", target={"step_ms": 30}, workload=SHORT | {"devices": 2, "duration_s": 10})
+    begun = [answer.began for answer in result.answers]
+    assert len(begun) == 2 * 7  # of 1.44 s each
+    assert max(begun) < 10 < result.answers[-1].last_at
+
+
 def test_streams_of_one_client_share_its_drafter() -> None:
     values = {"arm": "device-async", "device": {"draft_ms": 10}, "target": {"step_ms": 40}}
     workload = SHORT | {"devices": 8}

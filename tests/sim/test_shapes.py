@@ -52,7 +52,7 @@ def shares(acceptance: float, length: int) -> list[float]:
 
 @pytest.mark.parametrize("draft_ms", [10, 5])
 def test_stop_and_wait_breaks_even_between_30_and_60_ms(draft_ms: float) -> None:
-    """For a target of 30 ms and acceptance 0.8, as the literature has it (docs/simulator.md); a faster draft reaches farther."""
+    """For a target of 30 ms and acceptance 0.8; a faster draft reaches farther."""
     values = {"arm": "device-lockstep", "device": {"draft_ms": draft_ms}, "target": {"step_ms": 30}, "acceptance": 0.8}
     alone = 1000 / 30
     assert speed(link={"rtt_ms": 28}, **values) > alone
