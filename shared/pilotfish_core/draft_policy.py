@@ -13,7 +13,7 @@ import math
 from typing import Any, Final
 
 from pilotfish_core.estimators import Acceptance, Average, RoundTrip
-from pilotfish_core.goodput import Pipeline, best_hold, best_lockstep, expect
+from pilotfish_core.goodput import Pipeline, best_hold, best_lockstep
 from pilotfish_core.modes import Advice, Arm, CloudDraft, Hint, Mode, Objective, Pace, Pacing
 
 FIRST_WINDOW: Final = 2  # draft tokens ahead until the first comparisons are in
@@ -182,7 +182,7 @@ class DraftPolicy:
         step, draft = self._plain_step(), self.memory.draft_time.value
         if not self.config.adaptive or in_flight >= ENOUGH or not step or not draft:
             return 1
-        return max(1, min(BURST, int(BURST_SHARE * step / draft)))
+        return max(1, int(min(BURST, BURST_SHARE * step / draft)))  # a draft of no time at all: infinity
 
     @property
     def objective(self) -> Objective:
@@ -335,9 +335,8 @@ class DraftPolicy:
         if known is None:
             return None
         pipeline, step = known
-        hold = best_hold(pipeline, lambda rows: step, cap=HOLD_CAP_S).seconds
-        expected = expect(pipeline, lambda rows: step, hold)
-        return expected.rate * step - 1.0, expected.busy / step
+        best = best_hold(pipeline, lambda rows: step, cap=HOLD_CAP_S)
+        return best.rate * step - 1.0, best.busy / step
 
     def _lockstep_window(self) -> int:
         known = self._pipeline() if self.config.adaptive else None

@@ -134,11 +134,15 @@ def _streak(a: float, gap: float, window: int, step_time: StepTimeOf) -> tuple[f
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HoldChoice:
-    """To hold for ``tokens`` draft tokens, expected after ``seconds`` (both 0: not to hold), and the rate with it."""
+    """To hold for ``tokens`` draft tokens, expected after ``seconds`` (both 0: not to hold), and the rate with it.
+
+    ``busy``: of ``best_hold``, the seconds that the target then computes for a token.
+    """
 
     seconds: float
     tokens: int
     rate: float
+    busy: float = 0.0
 
 
 def best_hold(pipeline: Pipeline, step_time: StepTimeOf, *, cap: float, margin: float = 0.0) -> HoldChoice:
@@ -146,15 +150,16 @@ def best_hold(pipeline: Pipeline, step_time: StepTimeOf, *, cap: float, margin: 
 
     Only times at which a draft token arrives are worth waiting for.
     """
-    best = HoldChoice(0.0, 0, rate(pipeline, step_time))
+    plain = expect(pipeline, step_time)
+    best = HoldChoice(0.0, 0, plain.rate, plain.busy)
     needed = best.rate * (1.0 + margin)
     for tokens in range(1, pipeline.window + 1):
         seconds = pipeline.response + (tokens - 1) * pipeline.gap
         if seconds > cap:
             break
-        held = rate(pipeline, step_time, seconds)
-        if held > max(best.rate, needed):
-            best = HoldChoice(seconds, tokens, held)
+        held = expect(pipeline, step_time, seconds)
+        if held.rate > max(best.rate, needed):
+            best = HoldChoice(seconds, tokens, held.rate, held.busy)
     return best
 
 

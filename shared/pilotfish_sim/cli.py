@@ -32,10 +32,19 @@ def _run(argv: Sequence[str]) -> int:
 
     from pilotfish_core.errors import PilotfishError
     from pilotfish_sim.link_command import add_link_parser
+    from pilotfish_sim.run_command import add_run_parsers, list_presets
 
     parser = argparse.ArgumentParser(prog="pilotfish-sim", description="What a network or a device would do.")
-    add_link_parser(parser.add_subparsers(dest="command", required=True))
+    parser.add_argument("--list-presets", action="store_true", help="links, devices, targets and prices by name")
+    commands = parser.add_subparsers(dest="command")
+    add_run_parsers(commands)
+    add_link_parser(commands)
     arguments = parser.parse_args(_joined(argv))
+    if arguments.list_presets:
+        list_presets()
+        return 0
+    if arguments.command is None:
+        parser.error("the following arguments are required: command")
     try:
         code: int = arguments.run(arguments)
     except PilotfishError as error:
