@@ -69,7 +69,7 @@ def test_every_option_has_a_name_in_each_layer() -> None:
     ("text", "message"),
     [
         ("max_num_seq = 1", "unknown key 'max_num_seq'; did you mean 'max_num_seqs'"),
-        ("zzz = 1", "unknown key 'zzz'; known are deterministic, draft_model"),
+        ("zzz = 1", "unknown key 'zzz'; known are deterministic, device, draft_model"),
         ("port = '1'", "port is '1'; expected an integer"),
         ("port = true", "port is True; expected an integer"),
         ("deterministic = 1", "deterministic is 1; expected true or false"),
