@@ -146,6 +146,23 @@ def test_tied_embeddings_may_be_stored_twice(made: dict[str, Path], tmp_path: Pa
     torch.testing.assert_close(model.lm_head.weight, weights["lm_head.weight"], rtol=0, atol=0)
 
 
+def test_special_tokens_beyond_the_embedding_are_no_tokens_of_the_model(tmp_path: Path) -> None:
+    """Gemma 3's text models do not embed the token of images that their tokenizer knows; ordinary ones they must."""
+    folder = tiny.build("Llama", tmp_path / "model", vocab_size=259)
+    hash_before = load_model(folder).tokenizer.hash
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    tokenizer["added_tokens"].append({"id": 259, "content": "<image>", "special": True, **flags})
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    loaded = load_model(folder)
+    assert loaded.tokenizer.vocab_size == 259
+    assert loaded.tokenizer.hash != hash_before
+    tokenizer["added_tokens"][-1] |= {"special": False}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ModelLoadError, match=r"tokenizer\.json has 260 ids, but .* embeds 259"):
+        load_model(folder)
+
+
 @pytest.mark.parametrize("name", ["tpu", "xpu", "cuda:x", "mps", ""])
 def test_an_unknown_device_is_refused(made: dict[str, Path], name: str) -> None:
     with pytest.raises(InvalidParameter, match="cpu or cuda"):
@@ -159,5 +176,5 @@ def test_a_device_that_cannot_compute_in_a_dtype_is_named() -> None:
 
 def test_a_missing_gpu_is_named(made: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(LocalError, match="device cuda was asked for, but PyTorch .* finds no CUDA GPU"):
+    with pytest.raises(LocalError, match=r"device cuda was asked for, but PyTorch .* finds no CUDA GPU"):
         load_model(made["plain"], device="cuda")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -11,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pilotfish_cloud.engine import quantization
 from pilotfish_cloud.engine.attention_plan import Segment
 from pilotfish_cloud.engine.loading import load_model
 from pilotfish_cloud.engine.model_runner import ModelRunner
@@ -99,15 +99,15 @@ def test_quantised_weights_compute_what_they_stand_for(plain: Path, tmp_path: Pa
     assert (logits_of(plain, dtype) - expected).abs().max() > 0.05  # else the test would prove nothing
 
 
-def test_the_fingerprint_knows_that_weights_were_quantised(plain: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_knows_what_made_the_weights_dense(plain: Path, tmp_path: Path) -> None:
     quantised, _ = quantise(plain, tmp_path, 8)
-    assert "quantization_config" in load_model(quantised).config
-    assert load_model(quantised).config["quantization_config"] != load_model(plain).config.get("quantization_config")
+    assert str(load_model(quantised).config["dequantised_by"]).startswith("compressed-tensors ")
+    assert "dequantised_by" not in load_model(plain).config
 
 
 def test_a_missing_library_is_named(plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     quantised, _ = quantise(plain, tmp_path, 8)
-    monkeypatch.setattr(quantization.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"pip install 'pilotfish\[quantized\]'"):
         load_model(quantised)
 

@@ -144,10 +144,10 @@ def _attends_equally(runner: ModelRunner, count: int) -> bool:
     mask.masked_fill_(hidden, float("-inf"))
 
     def attend(begin: int, end: int, keys: int, sequences: int = 1) -> Tensor:
-        parts = (query[:, :, begin:end], key[:, :, :keys], value[:, :, :keys], mask[:, :, begin:end, :keys])
+        parts = [query[:, :, begin:end], key[:, :, :keys], value[:, :, :keys], mask[:, :, begin:end, :keys]]
         if sequences > 1:  # others before and after it
-            parts = tuple(torch.cat([part.flip(2), *[part] * (sequences - 2), part.flip(2)]) for part in parts)
-        found = attention(*parts, shape.head_dim**-0.5, shape.softcap)
+            parts = [torch.cat([part.flip(2), *[part] * (sequences - 2), part.flip(2)]) for part in parts]
+        found = attention(parts[0], parts[1], parts[2], parts[3], shape.head_dim**-0.5, shape.softcap)
         return found if sequences == 1 else found[1:2]
 
     whole = [(begin, begin + QUERY_BLOCK) for begin in range(0, query.shape[2] - QUERY_BLOCK + 1, QUERY_BLOCK)]

@@ -95,6 +95,7 @@ class EmbeddedEngine(Engine):
             "dtype": loaded.dtype_name,
             "rule": str(rule),
             "packed": self.runner.packed,
+            "rope_length": self.runner.rope_length,
             **StepSampler.facts(),
         }
         self.info = EngineInfo(

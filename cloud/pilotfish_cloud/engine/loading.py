@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 
 from pilotfish_cloud.engine.attention import ATTENTION_NAME, register
 from pilotfish_cloud.engine.model_config import FAMILIES, ModelShape, in_one_line, load_config, read_json, shape_of
-from pilotfish_cloud.engine.quantization import ask_for_dense, check_quantization
+from pilotfish_cloud.engine.quantization import ask_for_dense, check_quantization, library_version
 from pilotfish_core.errors import InvalidParameter, LocalError, ModelLoadError
 from pilotfish_core.tokenizer import Tokenizer
 
@@ -44,13 +44,11 @@ class LoadedModel:
         return str(self.dtype).removeprefix("torch.")
 
 
-def load_model(
-    folder: str | Path, *, dtype: str = "bfloat16", device: str | torch.device = "cpu"
-) -> LoadedModel:
+def load_model(folder: str | Path, *, dtype: str = "bfloat16", device: str | torch.device = "cpu") -> LoadedModel:
     """Load ``folder`` onto ``device``.
 
-    Raises ModelLoadError (file and reason), MissingExtra for quantised weights without their library, InvalidParameter for an unknown dtype or device, LocalError for a device
-    that is not there or cannot compute in ``dtype``.
+    Raises ModelLoadError (file and reason), MissingExtra for quantised weights without their library, InvalidParameter
+    for an unknown dtype or device, LocalError for a device that is not there or cannot compute in ``dtype``.
     """
     if dtype not in DTYPES:
         raise InvalidParameter.of("dtype", dtype, " or ".join(DTYPES))
@@ -66,13 +64,16 @@ def load_model(
     for file in files:
         _check_safetensors(file)
     shape = shape_of(config)
-    if tokenizer.vocab_size > shape.vocab_rows:
+    try:
+        tokenizer = tokenizer.limited_to(shape.vocab_rows)
+    except ValueError:
         raise ModelLoadError(
             f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size} ids, but {folder / 'config.json'} says that "
             f"the model embeds {shape.vocab_rows}"
-        )
+        ) from None
     if quantised:
         ask_for_dense(config)
+        understood["dequantised_by"] = library_version()
     register()
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

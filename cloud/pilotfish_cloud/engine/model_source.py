@@ -8,7 +8,7 @@ from typing import Final
 
 from pilotfish_core.errors import ModelLoadError
 
-# What loading reads. Not the weights of other frameworks, nor a second copy in another layout (consolidated.safetensors).
+# What loading reads. Not weights of other frameworks, nor a second copy in another layout (consolidated.safetensors).
 _WANTED: Final = (
     "config.json",
     "generation_config.json",

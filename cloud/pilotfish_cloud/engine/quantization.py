@@ -8,6 +8,7 @@ that round activations too compute another function and are refused, like all ot
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,13 +47,19 @@ def ask_for_dense(config: PreTrainedConfig) -> None:
     config.quantization_config = {**settings, "dequantize": True}
 
 
+def library_version() -> str:
+    """Of what makes the weights dense: part of what decides the bits."""
+    return f"{METHOD} {importlib.metadata.version(METHOD)}"
+
+
 def _check(settings: object) -> None:
     if not isinstance(settings, dict):
         raise ModelLoadError(f"quantization_config is {settings!r}; expected an object")
     method = settings.get("quant_method")
     if method != METHOD:
         raise ModelLoadError(
-            f"weights quantised by {method!r} (quantization_config) are not supported; supported is {METHOD}, weights only"
+            f"weights quantised by {method!r} (quantization_config) are not supported; supported is {METHOD}, "
+            "weights only"
         )
     groups = settings.get("config_groups")
     if not isinstance(groups, dict) or len(groups) != 1:

@@ -11,7 +11,7 @@ vLLM does the same. ``--max-model-len`` at or below original_max_position_embedd
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -60,7 +60,5 @@ def _pin(module: nn.Module, kind: str | None, rope: str, max_len: int) -> None:
     computed, scaling = ROPE_INIT_FUNCTIONS[rope](config, frequencies.device, seq_len=max_len, layer_type=kind)
     frequencies.copy_(computed)
     setattr(module, f"{prefix}attention_scaling", scaling)
-    if kind is None:
-        module.rope_type = _PINNED
-    else:
-        module.rope_type = {**module.rope_type, kind: _PINNED}  # type: ignore[dict-item]
+    pinned: Any = _PINNED if kind is None else {**vars(module)["rope_type"], kind: _PINNED}
+    module.rope_type = pinned
