@@ -163,7 +163,7 @@ class GenerationMetrics(StreamObserver):
         if progress is None:
             return
         by = self._of(stream)
-        ended_at = progress.last_at if progress.finished else time.monotonic()
+        ended_at = progress.last_at if progress.finished and progress.tokens else time.monotonic()
         if progress.finished is not None:
             self.totals.finished += 1
             self._finished.labels(*by, progress.finished).inc()

@@ -276,9 +276,13 @@ def test_a_demo_that_could_not_write(option: str, tmp_path: Path) -> None:
 # -- mistakes of the operator --------------------------------------------------------------------------------------
 
 
-def test_serve_without_its_extra() -> None:
-    code = "import sys; sys.modules['torch'] = None; from pilotfish_cloud.cli import main; sys.exit(main())"
-    one_line(completed([sys.executable, "-c", code, "serve", str(TARGET)]), "'torch'", "pip install 'pilotfish[cloud]'")
+@pytest.mark.parametrize("flag", ["--engine-process", "--no-engine-process"])
+def test_serve_without_its_extra(flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = "raise ModuleNotFoundError(\"No module named 'torch'\", name='torch')\n"
+    (tmp_path / "torch.py").write_text(missing, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    done = cloud("serve", TARGET, "--port", "0", "--http-port", "0", flag)
+    one_line(done, "'torch'", "pip install 'pilotfish[cloud]'")
 
 
 @pytest.mark.parametrize("flag", ["--port", "--http-port"])

@@ -74,6 +74,27 @@ async def test_both_doors_are_counted(verifier: Verifier) -> None:
     assert seen[key("prefix_cache_miss_tokens_total", reason="evicted")] == 0
 
 
+async def test_an_answer_that_was_complete_took_no_time(verifier: Verifier) -> None:
+    gateway = gateway_of(verifier)
+    opening = Open(
+        model="",
+        tokenizer_hash=verifier.engine.tokenizer.hash,
+        generation_id=bytes(16),
+        attempt=1,
+        prompt=(5, 6),
+        params=SamplingParams(max_tokens=2, ignore_eos=True),
+        output=(7, 8),
+    )
+    async with door(verifier) as address:
+        stream = gateway.open(opening, ANYONE)
+        events = [event async for event in stream]
+        gateway.close(stream)
+        seen = await samples(address)
+    assert len(events) == 2  # opened, and the end
+    assert seen[key("generations_finished_total", door="grpc", reason="length")] == 1
+    assert 0 <= seen[key("generation_duration_seconds_sum", door="grpc")] < 60
+
+
 async def test_what_ends_otherwise_is_counted_by_its_kind(verifier: Verifier) -> None:
     gateway = gateway_of(verifier)
 
