@@ -23,7 +23,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from pilotfish.bench.machine import load
-from pilotfish_cloud.engine.attention import Segment
+from pilotfish_cloud.engine.attention_plan import Segment
 from pilotfish_cloud.engine.determinism import NORMAL_RULE, Rule, calibrate, self_check
 from pilotfish_cloud.engine.fingerprint import machine_facts
 from pilotfish_cloud.engine.loading import DTYPES, load_model

@@ -37,11 +37,11 @@ class Load:
         self.running: set[str] = set()
         engine.start(self._events.put)
 
-    def open(self, prompt: Sequence[int], *, salt: bytes = b"", **params: Any) -> str:
+    def open(self, prompt: Sequence[int], *, salt: bytes = b"", tenant: str = "", **params: Any) -> str:
         """Begin a generation; returns its key."""
         key = next(self._keys)
         sampling = SamplingParams.from_mapping({"temperature": 0.8, "seed": int(key), "ignore_eos": True} | params)
-        self.engine.open(OpenRequest(key=key, prompt=tuple(prompt), params=sampling, cache_salt=salt))
+        self.engine.open(OpenRequest(key=key, prompt=tuple(prompt), params=sampling, cache_salt=salt, tenant=tenant))
         self.running.add(key)
         return key
 

@@ -1,74 +1,144 @@
-"""The verifier's configuration: one frozen object, validated once."""
+"""The verifier's configuration: one frozen object, validated once, from a file, the environment and flags."""
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import ipaddress
+from collections.abc import Mapping
 from pathlib import Path
 
+from pilotfish_cloud.engine.model_source import is_model_id
+from pilotfish_cloud.options import Layered, layered, option, options_of
+from pilotfish_core.admission import ResumePolicy
 from pilotfish_core.errors import InvalidParameter
 
-DTYPES = ("float32", "bfloat16")
+DTYPES = ("float32", "bfloat16", "float16")
 SPECULATIONS = ("goodput", "fixed")
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("text", "json")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """What ``pilotfish-cloud serve`` was asked for. Ports 0 let the system choose.
 
-    Raises InvalidParameter.
+    Each field is an option: in a file by its name (``key`` where that differs), in the environment as PILOTFISH_NAME,
+    on the command line as --name. Raises InvalidParameter.
     """
 
-    model: Path
-    served_model_name: str
-    host: str = "127.0.0.1"
-    port: int = 50051
-    http_port: int = 8000
-    dtype: str = "float32"
-    deterministic: bool = False
-    threads: int = 1
-    engine_process: bool = True  # else the engine is a thread of the server's process
-    max_model_len: int | None = None
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 512
-    max_draft_tokens: int = 32
-    speculation: str = "goodput"
-    hold_cap_ms: float = 50.0
-    max_unacknowledged: int = 512
-    shutdown_timeout_s: float = 30.0
-    insecure: bool = False
-    draft_model: Path | None = None  # folder of the model that drafts beside the target
+    model: Path = option(
+        dataclasses.MISSING,
+        "folder of a Hugging Face model, or its id (owner/name)",
+        metavar="MODEL",
+        positional=True,
+        model=True,
+    )
+    served_model_name: str = option(
+        dataclasses.MISSING, "name that devices ask for (default: the folder's name)", metavar="NAME"
+    )
+    host: str = option("127.0.0.1", "address to bind")
+    port: int = option(50051, "gRPC port; 0: any free one", low=0, high=65535)
+    http_port: int = option(8000, "HTTP port; 0: any free one", low=0, high=65535)
+    dtype: str = option("float32", "numbers to compute with", choices=DTYPES)
+    device: str = option("cpu", "where the engine computes: cpu, cuda or cuda:1")
+    deterministic: bool = option(False, "the same bits for a token whatever the batch, draft and replica")
+    threads: int = option(1, "CPU threads of the engine", low=1, high=1024)
+    engine_process: bool = option(True, "run the engine in a process of its own")
+    max_model_len: int | None = option(None, "longest prompt + output (default: the model's context)")
+    max_num_seqs: int = option(64, "generations in one batch", low=1, high=4096)
+    max_num_batched_tokens: int = option(512, "rows in one step", low=16, high=65536)
+    max_draft_tokens: int = option(32, "draft tokens held per generation", low=1, high=1024)
+    speculation: str = option(
+        "goodput",
+        "verify as many draft tokens as raise the goodput and hold steps where that pays, or always all, no holds",
+        choices=SPECULATIONS,
+    )
+    hold_cap_ms: float = option(
+        50.0, "the longest hold of a step, milliseconds", key="hold_cap", metavar="MS", low=0, high=10_000
+    )
+    draft_model: Path | None = option(
+        None,
+        "a small model of the same tokenizer that drafts in the cloud for devices that do not",
+        metavar="MODEL",
+        model=True,
+    )
+    max_unacknowledged: int = option(512, "committed tokens that a device may leave unacknowledged", low=1, high=2**20)
+    # -- limits
+    max_generations: int = option(256, "generations that run or wait, of all callers", low=1, high=2**20)
+    max_total_tokens: int = option(2**22, "tokens of prompts and answers that run or wait", low=1, high=2**40)
+    # -- security
+    keys_file: Path | None = option(None, "API keys, made by `pilotfish-cloud keys create`", metavar="FILE")
+    tenants_file: Path | None = option(None, "limits and settings of tenants, TOML", metavar="FILE")
+    secret_file: Path | None = option(
+        None, "32 random bytes or more that all replicas share, for salts and tickets", metavar="FILE"
+    )
+    resume: str = option(
+        "trust", "whether devices may go on with tokens that they claim to hold", choices=tuple(ResumePolicy)
+    )
+    tls_cert: Path | None = option(None, "certificate chain, PEM; TLS on both ports", metavar="FILE")
+    tls_key: Path | None = option(None, "its private key, PEM", metavar="FILE")
+    tls_client_ca: Path | None = option(
+        None, "only clients with a certificate of these authorities, PEM", metavar="FILE"
+    )
+    insecure: bool = option(False, "allow a bind beyond loopback without keys and TLS")
+    pad_frames: bool = option(False, "pad frames to size classes, because sizes leak text")
+    # -- life
+    shutdown_timeout_s: float = option(
+        30.0, "seconds to finish in after SIGTERM", key="shutdown_timeout", metavar="SECONDS", low=0, high=86_400
+    )
+    reflection: bool = option(True, "gRPC server reflection")
+    tenant_metrics: bool = option(False, "name tenants in the metrics of generations")
+    log_level: str = option("warning", "what is logged", choices=LOG_LEVELS)
+    log_format: str = option("text", "how: lines for people, or JSON objects", choices=LOG_FORMATS)
+    otlp_endpoint: str | None = option(
+        None, "where traces go, as http://host:4317 (needs the extra otel)", metavar="URL"
+    )
 
     def __post_init__(self) -> None:
-        if self.dtype not in DTYPES:
-            raise InvalidParameter.of("--dtype", self.dtype, " or ".join(DTYPES))
-        if self.speculation not in SPECULATIONS:
-            raise InvalidParameter.of("--speculation", self.speculation, " or ".join(SPECULATIONS))
-        if not 0 <= self.hold_cap_ms <= 10_000:
-            raise InvalidParameter.of("--hold-cap", self.hold_cap_ms, "milliseconds in [0, 10000]")
-        for name, low, high in (
-            ("port", 0, 65535),
-            ("http_port", 0, 65535),
-            ("threads", 1, 1024),
-            ("max_num_seqs", 1, 4096),
-            ("max_num_batched_tokens", 16, 65536),
-            ("max_draft_tokens", 1, 1024),
-            ("max_unacknowledged", 1, 2**20),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise InvalidParameter.of(f"--{name.replace('_', '-')}", value, f"an integer in [{low}, {high}]")
+        for entry in options_of(type(self)).values():
+            entry.check(getattr(self, entry.field))
         if self.port == self.http_port != 0:
             raise InvalidParameter.of("--http-port", self.http_port, "another one than --port")
         if self.max_model_len is not None and self.max_model_len < 2:
             raise InvalidParameter.of("--max-model-len", self.max_model_len, "at least 2: a prompt token and an answer")
-        if not self.shutdown_timeout_s >= 0:
-            raise InvalidParameter.of("--shutdown-timeout", self.shutdown_timeout_s, "seconds, 0 or more")
-        if not self.insecure and not is_loopback(self.host):
+        self._check_security()
+
+    def _check_security(self) -> None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InvalidParameter("--tls-cert and --tls-key belong together; give both or neither")
+        if self.tls_client_ca is not None and self.tls_cert is None:
+            raise InvalidParameter("--tls-client-ca needs --tls-cert and --tls-key: clients show theirs over TLS")
+        if self.resume == ResumePolicy.TICKET and self.secret_file is None:
             raise InvalidParameter(
-                f"--host {self.host} would serve beyond this machine without keys and TLS; "
-                "bind 127.0.0.1, or say --insecure if a proxy in front has both"
+                "--resume ticket needs --secret-file: a replica must know the tickets of the others, and its own after "
+                "a restart"
             )
+        if self.insecure or is_loopback(self.host):
+            return
+        missing = [] if self.tls_cert is not None else ["TLS (--tls-cert, --tls-key)"]
+        if self.keys_file is None and self.tls_client_ca is None:
+            missing.append("keys (--keys-file, or --tls-client-ca)")
+        if missing:
+            raise InvalidParameter(
+                f"--host {self.host} would serve beyond this machine without {' and '.join(missing)}; give them, bind "
+                "127.0.0.1, or say --insecure if a proxy in front has both"
+            )
+
+    @classmethod
+    def of(
+        cls, *, file: Path | None, environment: Mapping[str, str], flags: argparse.Namespace
+    ) -> tuple[ServerConfig, Layered]:
+        """The configuration, and where each value came from. Raises InvalidParameter, FileFormatError."""
+        found = layered(options_of(cls), file=file, environment=environment, flags=flags)
+        values = dict(found.values)
+        if "model" not in values:
+            raise InvalidParameter("give the model: MODEL, `model` in the configuration file, or PILOTFISH_MODEL")
+        for name, value in values.items():
+            if isinstance(value, Path):
+                values[name] = value.expanduser()
+        values.setdefault("served_model_name", _name_of(values["model"]))
+        return cls(**values), found
 
 
 def is_loopback(host: str) -> bool:
@@ -79,3 +149,8 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _name_of(model: Path) -> str:
+    """A folder's name; a Hugging Face id as it is."""
+    return str(model) if is_model_id(str(model)) else model.resolve().name

@@ -15,15 +15,20 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import itertools
-from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
 
-from pilotfish_cloud.engine.interface import CommitEvent, Engine, EngineEvent, FailedEvent, OpenRequest
+from pilotfish_cloud.engine.interface import CommitEvent, Engine, EngineEvent, FailedEvent, OpenedEvent, OpenRequest
+from pilotfish_cloud.logs import request_id
+from pilotfish_cloud.observer import StreamObserver
 from pilotfish_cloud.principal import Principal
+from pilotfish_core.admission import Admission, MemoryAdmission, Reservation, ResumePolicy
 from pilotfish_core.drafts import Commit, DraftRun
 from pilotfish_core.errors import (
     Cancelled,
+    DeadlineExceeded,
     FingerprintMismatch,
+    ResumeRefused,
     TokenizerMismatch,
     Unavailable,
     UnknownModel,
@@ -31,8 +36,13 @@ from pilotfish_core.errors import (
 from pilotfish_core.messages import Open, Ping
 from pilotfish_core.modes import Hint, Mode
 from pilotfish_core.prompts import PromptStore
+from pilotfish_core.tickets import TicketLine, Tickets
 from pilotfish_core.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from pilotfish_cloud.tracing import GenerationTrace, Tracing
+
+READ_WITHIN_S: Final = 60.0  # that a door may take for what is there when the engine is done
 MAX_PINGS: Final = 4  # waiting for their pongs; more of them say nothing new
 COMMIT_BYTES: Final = 32  # that a commit is taken for in a stream's backlog, beside its tokens
 TOKEN_BYTES: Final = 4
@@ -51,10 +61,16 @@ class Stream:
     other_fingerprint: bool  # than the generation began with, as the device allowed
     engine: Engine
     max_backlog_bytes: int
+    door: str
+    observer: StreamObserver
     backlog_bytes: int = 0  # of commits that the door has not taken yet
     pings: int = 0
-    on_failed: Callable[[], object] | None = None  # for a door that may hang on a peer which does not read
-    _failed: bool = False
+    on_failed: Callable[[Exception], object] | None = None  # for a door that may hang on a peer which does not read
+    reservation: Reservation | None = None  # the gateway's
+    _timer: asyncio.TimerHandle | None = None  # to its deadline
+    trace: GenerationTrace | None = None
+    tickets: TicketLine | None = None  # where they are asked for; the door sends them
+    _error: Exception | None = None  # that ended it
     _outbox: asyncio.Queue[EngineEvent | Ping | Exception] = dataclasses.field(default_factory=asyncio.Queue)
 
     async def __aiter__(self) -> AsyncIterator[EngineEvent | Ping]:
@@ -95,16 +111,17 @@ class Stream:
 
     def fail(self, error: Exception) -> None:
         """End it: whoever iterates gets ``error`` after what is there already, ``on_failed`` hears of it at once."""
-        if self._failed:
+        if self._error is not None:
             return
-        self._failed = True
+        self._error = error
+        self.observer.failed(self, error)
         self._outbox.put_nowait(error)
         if self.on_failed is not None:
-            self.on_failed()
+            self.on_failed(error)
 
     def take(self, event: EngineEvent) -> None:
         """An event of the engine. A reader that lets too much pile up is cut."""
-        if self._failed:
+        if self._error is not None:
             return
         if isinstance(event, FailedEvent):
             self.fail(event.error)
@@ -131,20 +148,31 @@ class Gateway:
         served_model_name: str,
         max_unacknowledged: int,
         max_backlog_bytes: int = 256 * 1024,
+        admission: Admission | None = None,
+        tracing: Tracing | None = None,
+        tickets: Tickets | None = None,
+        resume: ResumePolicy = ResumePolicy.TRUST,
     ) -> None:
+        """``resume``: of tenants that have no policy of their own; ``tickets`` for those resumed by them."""
         self.engine = engine
         self.tokenizer = tokenizer
         self.served_model_name = served_model_name
         self.max_unacknowledged = max_unacknowledged
         self.prompts = PromptStore()
+        self.admission = admission or MemoryAdmission()
+        self._tracing = tracing
+        self._tickets = tickets
+        self._resume = resume
         self._max_backlog_bytes = max_backlog_bytes
         self._loop = asyncio.get_running_loop()
         self._keys = (str(number) for number in itertools.count(1))
         self._streams: dict[str, Stream] = {}
         self._generations: dict[tuple[str, bytes], Stream] = {}
+        self.observer = StreamObserver()
         self._draining = False
         self._idle = asyncio.Event()
         self._idle.set()
+        self._hurry = asyncio.Event()
 
     # -- engine events ----------------------------------------------------------------------------------------------
 
@@ -153,10 +181,41 @@ class Gateway:
         self._loop.call_soon_threadsafe(self._dispatch, events)
 
     def _dispatch(self, events: Sequence[EngineEvent]) -> None:
+        """Commits first: what is counted of them must not keep the next ones waiting."""
+        plain_commits: list[tuple[Stream, EngineEvent]] = []
         for event in events:
             stream = self._streams.get(event.key)
             if stream is not None:
+                self._charge(stream, event)
+                if stream.trace is not None:
+                    stream.trace.take(event)
+                plain = isinstance(event, CommitEvent) and event.commit.finish is None
+                if not plain:
+                    self.observer.event(stream, event)
                 stream.take(event)
+                if plain:
+                    plain_commits.append((stream, event))
+                elif isinstance(event, CommitEvent):
+                    error = Unavailable(f"the end of the answer was not read within {READ_WITHIN_S:.0f} s")
+                    self._set_timer(stream, self._loop.time() + READ_WITHIN_S, error)
+        if plain_commits:
+            self._loop.call_soon(self._observe, plain_commits)
+
+    def _observe(self, commits: list[tuple[Stream, EngineEvent]]) -> None:
+        for stream, event in commits:
+            self.observer.event(stream, event)
+
+    def _charge(self, stream: Stream, event: EngineEvent) -> None:
+        """The prompt was charged at admission: what of it was cached is given back, what is computed comes on top."""
+        match event:
+            case OpenedEvent(_, cached_tokens):
+                rows = -cached_tokens
+            case CommitEvent(_, commit):
+                rows = len(commit.tokens)
+            case _:
+                return
+        if stream.reservation is not None and rows:
+            self.admission.charge(stream.reservation, rows, self._loop.time())
 
     # -- life cycle -------------------------------------------------------------------------------------------------
 
@@ -173,12 +232,16 @@ class Gateway:
     async def drain(self, timeout_s: float) -> None:
         """Refuse new generations, let running ones finish, hand back the rest with a hint to resume elsewhere."""
         self._draining = True
-        try:
-            async with asyncio.timeout(timeout_s):
-                await self._idle.wait()
-        except TimeoutError:
-            for stream in self._streams.values():
-                stream.fail(Unavailable("this replica is shutting down; resume elsewhere", retry_after_s=0.0))
+        waiting = [asyncio.ensure_future(event.wait()) for event in (self._idle, self._hurry)]
+        await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        for waiter in waiting:
+            waiter.cancel()
+        for stream in self._streams.values():
+            stream.fail(Unavailable("this replica is shutting down; resume elsewhere", retry_after_s=0.0))
+
+    def hurry(self) -> None:
+        """End a drain now."""
+        self._hurry.set()
 
     # -- streams ----------------------------------------------------------------------------------------------------
 
@@ -189,19 +252,36 @@ class Gateway:
         ids = self.prompts.find(principal.tenant, opening.prefix)
         return None if ids is None else dataclasses.replace(opening, prompt=(*ids, *opening.prompt), prefix=None)
 
-    def open(self, opening: Open, principal: Principal) -> Stream:
-        """Begin, or go on with, a generation. To be closed.
+    def open(
+        self,
+        opening: Open,
+        principal: Principal,
+        *,
+        deadline: float | None = None,
+        metadata: Mapping[str, str] | None = None,
+        door: str = "grpc",
+    ) -> Stream:
+        """Begin, or go on with, a generation. To be closed. ``door``: the name of the way in, for the observer.
 
-        Raises Unavailable while draining, UnknownModel, TokenizerMismatch, FingerprintMismatch, and Cancelled for an
-        attempt that is not newer than the one that runs.
+        ``deadline``: on the event loop's clock. ``metadata`` or headers of the call, for the caller's trace.
+
+        Raises Unavailable while draining, UnknownModel, TokenizerMismatch, FingerprintMismatch, PromptTooLong and
+        InvalidParameter for more than the tenant may ask for, ResumeRefused, Overloaded, DeadlineExceeded, and
+        Cancelled for an attempt that is not newer than the one that runs.
         """
-        self.check_open()
-        other_fingerprint = self._check(opening)
-        stream = Stream(next(self._keys), opening, principal, other_fingerprint, self.engine, self._max_backlog_bytes)
-        self._supersede(stream)
+        try:
+            stream = self._admit(opening, principal, deadline, door)
+        except Exception as error:
+            self.observer.refused(door, principal, error)
+            raise
+        if deadline is not None:
+            self._set_timer(stream, deadline, DeadlineExceeded("the caller's deadline passed"))
+        if self._tracing is not None:
+            stream.trace = self._tracing.begin(_attributes(stream), metadata or {})
         self._streams[stream.key] = stream
         self._idle.clear()
         self.prompts.insert(principal.tenant, opening.prompt)
+        self.observer.opened(stream)
         try:
             self.engine.open(
                 OpenRequest(
@@ -210,6 +290,8 @@ class Gateway:
                     params=opening.params,
                     output=opening.output,
                     cache_salt=principal.cache_salt,
+                    tenant=principal.tenant,
+                    weight=principal.settings.weight,
                     mode=opening.mode,
                     hint=opening.hint,
                     pace=opening.pace,
@@ -224,11 +306,17 @@ class Gateway:
         """Forget a stream, and abort its generation if it has not ended."""
         self.engine.abort(stream.key)
         del self._streams[stream.key]
+        if stream._timer is not None:
+            stream._timer.cancel()
+        self._release(stream)
+        if stream.trace is not None:
+            stream.trace.end(stream._error)
         name = _name(stream)
         if self._generations.get(name) is stream:
             del self._generations[name]
         if not self._streams:
             self._idle.set()
+        self.observer.closed(stream)
 
     def check_open(self) -> None:
         """Raises Unavailable while new generations are refused."""
@@ -241,6 +329,36 @@ class Gateway:
             raise UnknownModel(
                 f"this verifier does not serve model {model[:100]!r}; it serves {self.served_model_name!r}"
             )
+
+    def _admit(self, opening: Open, principal: Principal, deadline: float | None, door: str) -> Stream:
+        """A stream with a place of its own, in the place of an older attempt if there is one."""
+        self.check_open()
+        stream = Stream(
+            key=next(self._keys),
+            opening=opening,
+            principal=principal,
+            other_fingerprint=self._check(opening),
+            engine=self.engine,
+            max_backlog_bytes=self._max_backlog_bytes,
+            door=door,
+            observer=self.observer,
+        )
+        principal.settings.check(len(opening.prompt), opening.params)
+        stream.tickets = self._check_resume(opening, principal)
+        self._supersede(stream)
+        try:
+            stream.reservation = self.admission.reserve(
+                principal.tenant,
+                principal.settings,
+                rows=len(opening.prompt) + len(opening.output),
+                output=max(min(opening.params.max_tokens, self.engine.info.max_model_len) - len(opening.output), 1),
+                now=self._loop.time(),
+                deadline=deadline,
+            )
+        except BaseException:
+            self._generations.pop(_name(stream), None)
+            raise
+        return stream
 
     def _check(self, opening: Open) -> bool:
         """Whether model, tokenizer and fingerprint fit. Returns whether the fingerprint is another, as allowed."""
@@ -260,6 +378,30 @@ class Gateway:
             )
         return differs
 
+    def _check_resume(self, opening: Open, principal: Principal) -> TicketLine | None:
+        """Whether the tenant may go on with what it claims. Returns the tickets for what comes, if it needs any."""
+        policy = principal.settings.resume or self._resume
+        if policy is ResumePolicy.REFUSE and opening.output:
+            raise ResumeRefused("this verifier does not go on with what it has not committed on the same stream")
+        if policy is not ResumePolicy.TICKET or self._tickets is None:
+            return None
+        self._tickets.check(principal.tenant, self.served_model_name, opening)
+        return self._tickets.line(principal.tenant, self.served_model_name, opening)
+
+    def _set_timer(self, stream: Stream, when: float, error: Exception) -> None:
+        """Fail it then; instead of what was set before."""
+        if stream._timer is not None:
+            stream._timer.cancel()
+        stream._timer = self._loop.call_at(when, self._expire, stream, error)
+
+    def _expire(self, stream: Stream, error: Exception) -> None:
+        stream.fail(error)
+        self.engine.abort(stream.key)
+
+    def _release(self, stream: Stream) -> None:
+        if stream.reservation is not None:
+            self.admission.release(stream.reservation, self._loop.time())
+
     def _supersede(self, stream: Stream) -> None:
         """Let a newer attempt take the place of an older one of the same tenant's same generation."""
         older = self._generations.get(_name(stream))
@@ -269,12 +411,26 @@ class Gateway:
                 raise Cancelled(f"attempt {newer} is not newer than attempt {running}")
             older.fail(Cancelled(f"superseded by attempt {newer}"))
             self.engine.abort(older.key)  # at once: its writer may hang on a peer that is gone
+            self._release(older)  # its place is the newer one's
         self._generations[_name(stream)] = stream
 
 
 def _name(stream: Stream) -> tuple[str, bytes]:
     """Generation ids are the devices' own choice: another tenant's are none of this one's business."""
     return stream.principal.tenant, stream.opening.generation_id
+
+
+def _attributes(stream: Stream) -> dict[str, str | int]:
+    """Of its trace; no text, no token."""
+    opening = stream.opening
+    return {
+        "pilotfish.request_id": request_id.get(),
+        "pilotfish.tenant": stream.principal.tenant,
+        "pilotfish.attempt": opening.attempt,
+        "pilotfish.prompt_tokens": len(opening.prompt),
+        "pilotfish.resumed_tokens": len(opening.output),
+        "pilotfish.max_tokens": opening.params.max_tokens,
+    }
 
 
 def _bytes_of(commit: Commit) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
+from pilotfish_core.admission import TenantSettings
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
@@ -12,6 +14,7 @@ class Principal:
 
     tenant: str
     cache_salt: bytes = b""
+    settings: TenantSettings = dataclasses.field(default_factory=TenantSettings)
 
 
 ANYONE: Final = Principal(tenant="")  # where no keys are asked for

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from pilotfish_cloud.edge import abort
+from pilotfish_cloud.edge import AUTHORIZATION_METADATA, Context, abort, receive
 from pilotfish_cloud.engine.interface import AdviceEvent, CommitEvent, OpenedEvent
 from pilotfish_cloud.gateway import Gateway, Stream
-from pilotfish_cloud.principal import ANYONE
+from pilotfish_cloud.principal import ANYONE, Principal
 from pilotfish_core.drafts import DraftRun
-from pilotfish_core.errors import DeadlineExceeded, PilotfishError, ProtocolViolation
+from pilotfish_core.errors import Cancelled, DeadlineExceeded, PilotfishError, ProtocolViolation
 from pilotfish_core.messages import PROTOCOL_VERSION, Acknowledged, Open, Opened, Ping
 from pilotfish_core.modes import Hint, Mode
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
@@ -26,15 +27,45 @@ TOKENIZER_CHUNK_BYTES: Final = 64 * 1024
 OPEN_TIMEOUT_S: Final = 20.0  # from the call's beginning to its open
 CUT_AFTER_S: Final = 10.0  # that a peer gets to read what is there, once its generation has failed
 
-Context = grpc.aio.ServicerContext[Any, Any]
+
+class _NotReadError(Exception):
+    """The generation failed for ``reason``, and the peer does not read what there is before that."""
+
+    def __init__(self, reason: Exception) -> None:
+        super().__init__()
+        self.reason = reason
+
+
+@dataclasses.dataclass(slots=True)
+class _Call:
+    """What the reader of a call and its handler share; the reader settles ``opened``, the handler ``admitted``."""
+
+    context: Context
+    principal: Principal
+    opened: asyncio.Future[Open]
+    admitted: asyncio.Future[Stream]
+    answered: bool = False  # whether a frame was written before the generation was admitted
 
 
 class VerifierService(pb_grpc.VerifierServicer):
     """Connects calls with the gateway. Lives on the gateway's event loop."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        authenticate: Callable[[str | None], Principal] = lambda _: ANYONE,
+        *,
+        pad_frames: bool = False,
+        cut_after_s: float = CUT_AFTER_S,
+    ) -> None:
+        """``authenticate``: who sent an Authorization header, None for a call without one; raises Unauthenticated."""
         self._gateway = gateway
-        self._readers: set[asyncio.Task[None]] = set()
+        self._authenticate = authenticate
+        self._pad_frames = pad_frames  # else those to devices that pad their own
+        self.cut_after_s = cut_after_s
+        # Reads and writes in flight are never cancelled: grpc.aio leaks what they hold (grpc#43360). They end with the
+        # call by themselves, which may be later than the handler.
+        self._pending: set[asyncio.Task[None]] = set()
         self.on_written: Callable[[float], None] | None = None  # told the seconds from a step's end to its bytes
 
     async def Generate(  # type: ignore[override]  # grpc.aio takes a coroutine that writes as well as a generator
@@ -45,51 +76,68 @@ class VerifierService(pb_grpc.VerifierServicer):
             await self._generate(request_iterator, context)
         except grpc.aio.BaseError:
             raise  # the call is over
+        except _NotReadError as cut:
+            # The status queues behind what the peer does not read; the handler does not wait for that.
+            self._in_background(abort(context, cut.reason))
+            await asyncio.sleep(0)
         except Exception as error:
             await abort(context, error)
 
     async def _generate(self, frames: AsyncIterator[pb.DeviceFrame], context: Context) -> None:
+        metadata = receive(context)
+        principal = self._authenticate(metadata.get(AUTHORIZATION_METADATA))
         gateway = self._gateway
         gateway.check_open()
         loop = asyncio.get_running_loop()
-        opened: asyncio.Future[Open] = loop.create_future()
-        admitted: asyncio.Future[Stream] = loop.create_future()
+        remaining = context.time_remaining()
+        deadline = None if remaining is None else loop.time() + remaining
+        call = _Call(context, principal, loop.create_future(), loop.create_future())
         # One reader for the call's whole life, which ends with the call by itself: a read that is cancelled or timed
         # out in flight leaks in grpc.aio (grpc#43360).
-        reading = asyncio.create_task(self._read(frames, context, opened, admitted))
-        self._readers.add(reading)
-        reading.add_done_callback(self._readers.discard)
+        reader = DeviceFrameReader()
+        self._in_background(self._read(frames, reader, call))
         try:
-            await asyncio.wait([opened], timeout=OPEN_TIMEOUT_S)
-            if not opened.done():
+            await asyncio.wait([call.opened], timeout=OPEN_TIMEOUT_S)
+            if not call.opened.done():
                 raise DeadlineExceeded(f"no open within {OPEN_TIMEOUT_S:.0f} s")
-            stream = gateway.open(opened.result(), ANYONE)
+            stream = gateway.open(call.opened.result(), principal, deadline=deadline, metadata=metadata)
         except BaseException:
-            opened.cancel()
-            admitted.cancel()
+            call.opened.cancel()
+            call.admitted.cancel()
             raise
-        admitted.set_result(stream)
-        cut: list[asyncio.TimerHandle] = []
-        task = asyncio.current_task()
-        if task is not None:
-            stream.on_failed = lambda: cut.append(loop.call_later(CUT_AFTER_S, task.cancel))
+        call.admitted.set_result(stream)
+        failed: asyncio.Future[Any] = loop.create_future()
+        stream.on_failed = failed.set_result
         try:
-            await self._write(stream, context)
+            if not call.answered:  # or else a status could not be sent before the first frame is out
+                await context.send_initial_metadata(())
+            writer = CloudFrameWriter(padded=self._pad_frames or reader.padded)
+            writing = self._in_background(self._write(stream, writer, context))
+            ends: list[asyncio.Future[Any]] = [writing, failed]
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            if not writing.done():
+                await asyncio.wait([writing], timeout=self.cut_after_s)
+            if not writing.done():
+                raise _NotReadError(failed.result())
+            writing.result()
         finally:
             stream.on_failed = None
-            for timer in cut:
-                timer.cancel()
             gateway.close(stream)
+            stream.fail(Cancelled("the call is over"))  # ends the writer where it waits for events
 
-    async def _read(
-        self,
-        frames: AsyncIterator[pb.DeviceFrame],
-        context: Context,
-        opened: asyncio.Future[Open],
-        admitted: asyncio.Future[Stream],
-    ) -> None:
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._pending.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._pending.discard(task)
+        if not task.cancelled():
+            task.exception()  # the handler has it, or has gone, and then the call is over
+
+    async def _read(self, frames: AsyncIterator[pb.DeviceFrame], reader: DeviceFrameReader, call: _Call) -> None:
         """Read to the end of the call. What goes wrong goes to ``opened``, once that is settled to the stream."""
-        reader = DeviceFrameReader()
         stream: Stream | None = None
         try:
             async for frame in frames:
@@ -98,24 +146,26 @@ class VerifierService(pb_grpc.VerifierServicer):
                     first = messages.pop(0)
                     if not isinstance(first, Open):
                         raise ProtocolViolation("the first frame must carry open")
-                    if opened.done():
+                    if call.opened.done():
                         return  # too late
-                    whole = self._gateway.recall(first, ANYONE)
-                    if whole is None:  # nobody else writes yet
-                        await context.write(CloudFrameWriter().prefix_unknown())
+                    whole = self._gateway.recall(first, call.principal)
+                    if whole is None:
+                        call.answered = True
+                        writer = CloudFrameWriter(padded=self._pad_frames or reader.padded)
+                        await call.context.write(writer.prefix_unknown())  # nobody else writes yet
                         continue
-                    opened.set_result(whole)
-                    stream = await admitted
+                    call.opened.set_result(whole)
+                    stream = await call.admitted
                 for message in messages:
                     self._take(message, stream)
             if stream is None:
                 raise ProtocolViolation("the stream ended before open")
         except (grpc.aio.BaseError, asyncio.CancelledError):
-            opened.cancel()  # the call is over, or was refused: grpc.aio fails the read that was waiting
+            call.opened.cancel()  # the call is over, or was refused: grpc.aio fails the read that was waiting
         except DecodeError:
-            self._refuse(ProtocolViolation("a frame cannot be parsed"), opened, stream)
+            self._refuse(ProtocolViolation("a frame cannot be parsed"), call.opened, stream)
         except Exception as error:
-            self._refuse(error, opened, stream)
+            self._refuse(error, call.opened, stream)
 
     def _refuse(self, error: Exception, opened: asyncio.Future[Open], stream: Stream | None) -> None:
         if stream is not None:
@@ -136,12 +186,12 @@ class VerifierService(pb_grpc.VerifierServicer):
             case Ping():
                 stream.ping(message)
 
-    async def _write(self, stream: Stream, context: Context) -> None:
-        writer = CloudFrameWriter()
+    async def _write(self, stream: Stream, writer: CloudFrameWriter, context: Context) -> None:
         async for event in stream:
             match event:
                 case CommitEvent(_, commit, step_ended):
-                    await context.write(writer.commit(commit))
+                    ticket = None if stream.tickets is None else stream.tickets.commit(commit.tokens)
+                    await context.write(writer.commit(commit, ticket))
                     if self.on_written is not None:
                         self.on_written(time.monotonic() - step_ended)
                 case AdviceEvent(_, advice):
@@ -166,6 +216,10 @@ class VerifierService(pb_grpc.VerifierServicer):
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:
         """What is served here."""
+        try:
+            self._authenticate(receive(context).get(AUTHORIZATION_METADATA))
+        except PilotfishError as error:
+            await abort(context, error)
         info = self._gateway.engine.info
         model = pb.Model(
             name=self._gateway.served_model_name,
@@ -183,6 +237,7 @@ class VerifierService(pb_grpc.VerifierServicer):
     ) -> AsyncIterator[pb.TokenizerChunk]:
         """tokenizer.json, in chunks."""
         try:
+            self._authenticate(receive(context).get(AUTHORIZATION_METADATA))
             self._gateway.check_model(request.model)
         except PilotfishError as error:
             await abort(context, error)

@@ -37,9 +37,15 @@ class Attempt:
     """
 
     def __init__(
-        self, transport: Transport, number: int, message: Open, post: Callable[[Received | Lost], None]
+        self,
+        transport: Transport,
+        number: int,
+        message: Open,
+        post: Callable[[Received | Lost], None],
+        *,
+        padded: bool = False,
     ) -> None:
-        self.writer = DeviceFrameWriter()
+        self.writer = DeviceFrameWriter(padded=padded)
         self.reader = CloudFrameReader()
         self.fingerprint = ""
         self.opening = message

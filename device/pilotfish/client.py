@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self, TypeVar
 
+from pilotfish.credentials import Credentials
 from pilotfish.draft_thread import DraftThread
 from pilotfish.driver import GenerationDriver
 from pilotfish.generation import Generation
@@ -49,6 +50,11 @@ class AsyncClient:
     ``arm``: who drafts; "auto" lets the policy choose for the ``objective``, which a ``hint`` about the device may
     change at any time. What the policy learns of link, drafter and cloud is kept from one generation to the next.
 
+    ``api_key`` (default: $PILOTFISH_API_KEY) is sent with each call, over TLS or to this machine only, unless
+    ``insecure``. With addresses ``grpcs://``: ``ca`` are authorities to trust instead of the usual ones, ``cert`` and
+    ``key`` the device's own certificate; files in PEM. ``pad``: frames in size classes, both ways, because their sizes
+    tell something of the text.
+
     ``cloud="never"`` is a hard switch, for private text: nothing is ever sent, ``server`` may be None, and the answers
     are the draft model's own, in pieces of origin "unverified".
     """
@@ -67,22 +73,38 @@ class AsyncClient:
         window: int = 16,
         config: DeviceConfig | None = None,
         allow_other_fingerprint: bool = False,
-        root_certificates: bytes | None = None,
+        api_key: str | None = None,
+        ca: str | Path | None = None,
+        cert: str | Path | None = None,
+        key: str | Path | None = None,
+        insecure: bool = False,
+        pad: bool = False,
     ) -> None:
         if not 1 <= window <= 1024:
             raise InvalidParameter.of("window", window, "an integer in [1, 1024]")
         if cloud not in ("auto", "never"):
             raise InvalidParameter.of("cloud", cloud, "'auto' or 'never'")
         self._alone = cloud == "never" or arm == Arm.DEVICE_ONLY
+        named = None if arm is None else _choice("arm", Arm, arm)
+        if cloud == "never" and named not in (None, Arm.AUTO, Arm.DEVICE_ONLY):
+            raise InvalidParameter.of("arm", str(named), "device-only, or none: with cloud='never' nothing is sent")
+        drafts = isinstance(draft, Drafter) or draft not in (None, "none")
         if self._alone and not isinstance(draft, Drafter) and draft in (None, "none", "auto", "ngram"):
             raise InvalidParameter.of("draft", draft, "a draft model: without the cloud it writes the answer")
+        if named is not None and named.device_drafts and not drafts:
+            raise InvalidParameter.of("draft", draft, f"something to draft with, for the arm {named}")
         addresses = () if self._alone else parse_addresses(server)
-        self._transport = Transport(addresses, root_certificates=root_certificates)
+        credentials = Credentials()
+        if not self._alone:
+            credentials = Credentials.load(api_key=api_key, ca=ca, cert=cert, key=key)
+            credentials.check_addresses(addresses, insecure=insecure)
+        self._transport = Transport(addresses, credentials)
+        self._padded = pad
         self._model = model
         config = config or DeviceConfig(window=window)
         self._config = dataclasses.replace(
             config,
-            arm=config.arm if arm is None else _choice("arm", Arm, arm),
+            arm=config.arm if named is None else named,
             objective=config.objective if objective is None else _choice("objective", Objective, objective),
         )
         self._hint = hint or Hint()
@@ -180,6 +202,7 @@ class AsyncClient:
                 memory=self._memory,
                 hint=self._hint,
                 prompts=self._prompts,
+                padded=self._padded,
             )
         )
         stream = AsyncStream(driver, deadline)

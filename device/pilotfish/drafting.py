@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import operator
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -13,6 +14,8 @@ from pilotfish.generation import Generation
 from pilotfish_core.device_actions import DraftTask
 from pilotfish_core.drafter import DraftContext, Drafter
 from pilotfish_core.errors import LocalError
+
+log = logging.getLogger("pilotfish")
 
 CLOSE_TIMEOUT_S: Final = 5.0
 
@@ -29,7 +32,7 @@ class DraftWorker:
     """One generation's drafter context. At most one task is in the executor at a time, as the core asks.
 
     ``done`` is called on the event loop with the result of each task. A token outside the vocabulary counts as a
-    failure of the drafter: the verifier would end the whole answer over it.
+    failure of the drafter: the verifier would end the whole answer over it. More tokens than asked for are dropped.
     """
 
     def __init__(
@@ -46,13 +49,13 @@ class DraftWorker:
         self._executor = executor
         self._done = done
         self._context: DraftContext | None = None
-        self._future: asyncio.Future[list[int]] | None = None
+        self._future: asyncio.Future[DraftDone] | None = None
 
     def begin(self, task: DraftTask | None) -> None:
         """Start a task, if there is one."""
         if task is None:
             return
-        self._future = asyncio.get_running_loop().run_in_executor(self._executor, self._draft, task)
+        self._future = asyncio.get_running_loop().run_in_executor(self._executor, self._try, task)
         self._future.add_done_callback(self._finished)
 
     async def close(self) -> None:
@@ -62,24 +65,31 @@ class DraftWorker:
             if pending:
                 return  # its context is still in use
         if self._context is not None:
-            self._context.close()
+            try:
+                self._context.close()
+            except Exception as error:  # the answer is complete, and nothing will be asked of it any more
+                log.warning("the drafter's context could not be closed: %s: %s", type(error).__name__, error)
+
+    def _try(self, task: DraftTask) -> DraftDone:
+        """In the executor's thread. Never raises: some exceptions cannot be those of a future."""
+        try:
+            return DraftDone(self._draft(task))
+        except BaseException as error:
+            return DraftDone([], error)
 
     def _draft(self, task: DraftTask) -> list[int]:
-        """In the executor's thread."""
         if self._context is None:
             self._context = self._drafter.open(self._generation.params, len(self._generation.prompt))
         if self._context.length != task.keep:
             self._context.rewind(task.keep)
         if task.extend:
             self._context.extend(task.extend)
-        tokens = self._context.draft(task.count)
-        for token in map(operator.index, tokens):
+        tokens = [operator.index(token) for token in self._context.draft(task.count)[: task.count]]
+        for token in tokens:
             if not 0 <= token < self._vocab_size:
                 raise LocalError(f"it proposed token id {token}, outside the vocabulary of {self._vocab_size}")
         return tokens
 
-    def _finished(self, future: asyncio.Future[list[int]]) -> None:
-        if future.cancelled():
-            return
-        error = future.exception()
-        self._done(DraftDone(future.result()) if error is None else DraftDone([], error))
+    def _finished(self, future: asyncio.Future[DraftDone]) -> None:
+        if not future.cancelled():
+            self._done(future.result())

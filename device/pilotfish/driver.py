@@ -1,4 +1,8 @@
-"""Runs one generation: the device core between a stream, a drafter in a thread, and the app."""
+"""Runs one generation: the device core between a stream, a drafter in a thread, and the app.
+
+What happens is handled where it happens, in the loop's callbacks: through a queue each commit would wait a turn of the
+loop, in which the drafting thread may take the interpreter, or the processor.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import dataclasses
 import itertools
 import json
 import logging
+from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Final
 
@@ -34,8 +39,8 @@ from pilotfish_core.draft_policy import PolicyMemory
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.drafts import Commit, Finish, FinishReason, Origin
 from pilotfish_core.errors import FingerprintMismatch, PilotfishError, ProtocolViolation, Unavailable
-from pilotfish_core.messages import Open, Opened, Pong, PrefixUnknown
-from pilotfish_core.modes import Advice, Hint, Mode
+from pilotfish_core.messages import Open, Opened, Pong, PrefixUnknown, Ticket
+from pilotfish_core.modes import Advice, Hint
 from pilotfish_core.prompts import SentPrompts
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.tokenizer import Tokenizer
@@ -83,6 +88,7 @@ class GenerationDriver:
         memory: PolicyMemory | None = None,
         hint: Hint | None = None,
         prompts: SentPrompts | None = None,
+        padded: bool = False,
     ) -> None:
         """``prompts``: what the verifier was sent before, by earlier generations too."""
         self.generation = generation
@@ -91,11 +97,13 @@ class GenerationDriver:
         self.outcome: asyncio.Future[Result | PilotfishError] = asyncio.get_running_loop().create_future()
         self._transport = transport
         self._allow_other_fingerprint = allow_other_fingerprint
+        self._padded = padded
         self._figures = Figures(generation, "none" if drafter is None else drafter.name)
-        self._events: asyncio.Queue[_Event] = asyncio.Queue()
+        self._early: list[_Event] | None = []  # what happened before it runs; None from then on
+        self._over = asyncio.get_running_loop().create_future()
         self._worker: DraftWorker | None = None
         if drafter is not None:
-            self._worker = DraftWorker(drafter, generation, tokenizer.vocab_size, executor, self._events.put_nowait)
+            self._worker = DraftWorker(drafter, generation, tokenizer.vocab_size, executor, self._happened)
         self._core = DeviceCore(
             prompt=generation.prompt,
             output=generation.output,
@@ -105,49 +113,80 @@ class GenerationDriver:
             attempt=generation.attempt,
             memory=memory,
             hint=hint,
+            ticket=generation.ticket,
         )
         self._text = AnswerText(generation.params, tokenizer, generation.output)
         self._last_origin = Origin.CLOUD
         self._attempt: Attempt | None = None
         self._attempts = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
+        self._going_on: asyncio.Handle | None = None
         self._end: End | None = None
 
     def cancel(self) -> None:
         """End the generation; what is committed stays, ``pieces`` closes with a Result (finish_reason abort)."""
-        self._events.put_nowait(_Stop(None))
+        self._happened(_Stop(None))
 
     def hint(self, hint: Hint) -> None:
         """Tell the policy what the app knows about the device."""
-        self._events.put_nowait(_Hinted(hint))
+        self._happened(_Hinted(hint))
 
     def fail(self, error: PilotfishError) -> None:
         """End the generation with an error."""
-        self._events.put_nowait(_Stop(error))
+        self._happened(_Stop(error))
 
     async def run(self) -> None:
         """Drive to the end. Errors come out of ``pieces``, none is raised."""
         self._loop = asyncio.get_running_loop()
         started = self._loop.time()
         self._figures.start(started)
+        early, self._early = self._early or [], None
         try:
-            self._act(self._core.start(started))
-            while self._end is None:
-                if self._worker is not None:
-                    self._worker.begin(self._core.draft_task(self._loop.time()))
-                self._arm_timer()
-                event = await self._events.get()
-                self._act(self._handle(event, self._loop.time()))
-            self._close(self._outcome_of(self._end))
+            self._step(lambda: self._core.start(started))
+            for event in early:
+                self._happened(event)
+            await asyncio.wait([self._over])
+        finally:
+            await self._clean_up()
+
+    # -- events -----------------------------------------------------------------------------------------------------
+
+    def _happened(self, event: _Event) -> None:
+        if self._early is not None:
+            self._early.append(event)
+        else:
+            self._step(lambda: self._handle(event, self._loop.time()))
+
+    def _step(self, cause: Callable[[], list[Action]]) -> None:
+        """Carry out what something comes to, and go on from there; what fails ends the generation."""
+        if self._over.done():
+            return
+        try:
+            actions = cause()
+            self._act(actions)
+            if self._end is not None:
+                self._core.look_ahead(self._loop.time())
+                self._close(self._outcome_of(self._end))
+            elif any(isinstance(action, Deliver) for action in actions):
+                if self._going_on is None:  # once the app, which has been woken, has its piece
+                    self._going_on = self._loop.call_soon(self._step, self._look_ahead)
+            elif self._going_on is None:
+                self._act(self._core.look_ahead(self._loop.time()))
+                self._go_on()
         except PilotfishError as error:
             self._close(error)
         except Exception as error:
             log.exception("a generation failed unexpectedly")
             self._close(PilotfishError(f"the client failed unexpectedly: {error!r}"))
-        finally:
-            await self._clean_up()
 
-    # -- events -----------------------------------------------------------------------------------------------------
+    def _look_ahead(self) -> list[Action]:
+        self._going_on = None
+        return self._core.look_ahead(self._loop.time())
+
+    def _go_on(self) -> None:
+        if self._worker is not None:
+            self._worker.begin(self._core.draft_task(self._loop.time()))
+        self._arm_timer()
 
     def _handle(self, event: _Event, now: float) -> list[Action]:
         match event:
@@ -181,7 +220,10 @@ class GenerationDriver:
                     case Commit():
                         if message.position <= self._core.length < message.end:
                             self.generation.decided_under(attempt.fingerprint)
-                        actions += self._core.committed(message, now)
+                        actions += self._core.take(message, now)
+                    case Ticket():
+                        actions += self._core.proved(message)
+                        self.generation.ticket = self._core.ticket
                     case Pong():
                         actions += self._core.heard(message, now)
                     case Advice():
@@ -215,8 +257,8 @@ class GenerationDriver:
         finish = next((action.finish for action in actions if isinstance(action, End)), None)
         for action in actions:
             match action:
-                case Connect(number, mode):
-                    self._connect(number, mode)
+                case Connect():
+                    self._connect(action)
                 case SendDraft(run, acknowledged):
                     if self._attempt is not None:
                         self._attempt.stream.send(self._attempt.writer.draft(run, acknowledged))
@@ -238,28 +280,29 @@ class GenerationDriver:
                 case End():
                     self._end = action
 
-    def _connect(self, number: int, mode: Mode) -> None:
+    def _connect(self, connect: Connect) -> None:
         self._leave()
         generation = self.generation
-        generation.attempt = number
+        generation.attempt = connect.attempt
         prefix = self._prompts.known(generation.prompt)
         message = Open(
             model=generation.model,
             tokenizer_hash=generation.tokenizer_hash,
             generation_id=generation.id,
-            attempt=number,
+            attempt=connect.attempt,
             prompt=generation.prompt if prefix is None else generation.prompt[prefix.length :],
             prefix=prefix,
             params=generation.params,
-            output=tuple(generation.output),
+            output=tuple(generation.output[: connect.length - len(generation.prompt)]),
             # Until a token was decided, any replica may decide the first.
             fingerprint=generation.fingerprint if generation.output else "",
             allow_other_fingerprint=self._allow_other_fingerprint,
-            mode=mode,
+            mode=connect.mode,
             hint=self._core.policy.hint,
             pace=self._core.policy.pace,
+            ticket=connect.ticket,
         )
-        self._attempt = Attempt(self._transport, next(self._attempts), message, self._events.put_nowait)
+        self._attempt = Attempt(self._transport, next(self._attempts), message, self._happened, padded=self._padded)
 
     def _leave(self) -> None:
         """Give up the current stream, if any; what still comes from it is ignored."""
@@ -299,7 +342,7 @@ class GenerationDriver:
     def _wake(self) -> None:
         # A loop may call a little early, and then the same deadline must be armed again: this timer is over.
         self._timer = None
-        self._events.put_nowait(_Wake())
+        self._happened(_Wake())
 
     def _outcome_of(self, end: End) -> Result | PilotfishError:
         if end.finish is None:
@@ -322,10 +365,14 @@ class GenerationDriver:
         )
 
     def _close(self, item: Result | PilotfishError) -> None:
+        if not self._over.done():
+            self._over.set_result(None)
         self.pieces.put_nowait(item)
         self.outcome.set_result(item)
 
     async def _clean_up(self) -> None:
+        if self._going_on is not None:
+            self._going_on.cancel()
         if self._timer is not None:
             self._timer.cancel()
         attempt, self._attempt = self._attempt, None

@@ -7,8 +7,11 @@ import os
 import stat
 import tempfile
 from pathlib import Path
+from typing import BinaryIO, Final
 
 from pilotfish_core.errors import InvalidParameter
+
+MAX_PROMPT_BYTES: Final = 16 * 1024 * 1024  # of a file with prompts: no target's context is as long
 
 
 def check_replaceable(name: str, path: str | Path) -> None:
@@ -39,6 +42,20 @@ def check_folder(name: str, path: str | Path) -> None:
         Path(temporary).unlink()
     except OSError as error:
         raise InvalidParameter(f"{name} {path}: not a folder to write in: {error.strerror or error}") from None
+
+
+def read_prompt(name: str, source: str | Path | BinaryIO) -> str:
+    """The text of a file, or of a stream that is open already. Raises InvalidParameter, naming the option ``name``,
+    also for one that is longer than any prompt: a device may never end.
+    """
+    try:
+        with Path(source).open("rb") if isinstance(source, str | Path) else contextlib.nullcontext(source) as file:
+            data = file.read(MAX_PROMPT_BYTES + 1)
+        if len(data) > MAX_PROMPT_BYTES:
+            raise InvalidParameter(f"{name} cannot be read: it is longer than {MAX_PROMPT_BYTES} bytes")
+        return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
+    except (OSError, ValueError) as error:
+        raise InvalidParameter(f"{name} cannot be read: {error}") from None
 
 
 def replace_file(path: str | Path, text: str) -> None:

@@ -7,11 +7,10 @@ import dataclasses
 import json
 import logging
 import sys
-from pathlib import Path
 from typing import Any, Final
 
 from pilotfish.client import Client, Stream
-from pilotfish.files import check_replaceable
+from pilotfish.files import check_replaceable, read_prompt
 from pilotfish.output import note, show
 from pilotfish.result import Result
 from pilotfish.signals import Stopped, held
@@ -59,6 +58,7 @@ def add_generate_parser(commands: Any) -> None:
     source.add_argument("--resume", metavar="F", help="go on with a generation saved by --save, as it was begun")
     _add_sampling(parser.add_argument_group("sampling", "fixed when a generation begins, not to be given to --resume"))
     _add_policy(parser.add_argument_group("policy", "who drafts, and what the choice is to make the best of"))
+    _add_security(parser.add_argument_group("security"))
     parser.add_argument(
         "--window",
         type=int,
@@ -70,6 +70,17 @@ def add_generate_parser(commands: Any) -> None:
     parser.add_argument("--save", metavar="F", help="save the generation there, whether it ends or not")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
     parser.set_defaults(run=run)
+
+
+def _add_security(group: Any) -> None:
+    group.add_argument(
+        "--api-key", metavar="KEY", help="(default: $PILOTFISH_API_KEY, which other users of this machine cannot see)"
+    )
+    group.add_argument("--ca", metavar="F", help="authorities to trust instead of the usual ones, PEM (grpcs://)")
+    group.add_argument("--cert", metavar="F", help="this device's certificate for mutual TLS, PEM")
+    group.add_argument("--key", metavar="F", help="its private key, PEM")
+    group.add_argument("--pad", action="store_true", help="pad frames to size classes, both ways: sizes leak text")
+    group.add_argument("--insecure", action="store_true", help="send the key unencrypted to other machines, too")
 
 
 def _add_policy(group: Any) -> None:
@@ -131,6 +142,12 @@ def run(arguments: argparse.Namespace) -> int:
         model=arguments.model,
         window=arguments.window,
         allow_other_fingerprint=arguments.allow_other_fingerprint,
+        api_key=arguments.api_key,
+        ca=arguments.ca,
+        cert=arguments.cert,
+        key=arguments.key,
+        insecure=arguments.insecure,
+        pad=arguments.pad,
     )
     with client:
         if prompt is None:
@@ -217,10 +234,9 @@ def _prompt(arguments: argparse.Namespace) -> str:
     name = arguments.prompt_file
     if name is None:
         raise InvalidParameter("give a prompt: --prompt TEXT, --prompt-file F (or '-'), or --resume F")
-    try:
-        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidParameter(f"--prompt-file {name} cannot be read: {error}") from None
+    if name == "-" and sys.stdin is None:
+        raise InvalidParameter("--prompt-file - cannot be read: standard input is closed")
+    return read_prompt(f"--prompt-file {name}", sys.stdin.buffer if name == "-" else name)
 
 
 def _params(arguments: argparse.Namespace) -> dict[str, Any]:

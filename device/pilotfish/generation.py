@@ -13,7 +13,7 @@ from typing import Any, Final
 from pilotfish.files import replace_file
 from pilotfish_core.drafts import Finish, FinishReason
 from pilotfish_core.errors import FileFormatError, InvalidParameter, InvalidRequest
-from pilotfish_core.messages import GENERATION_ID_BYTES
+from pilotfish_core.messages import GENERATION_ID_BYTES, Ticket
 from pilotfish_core.parameters import SamplingParams
 
 FORMAT: Final = "pilotfish-generation"
@@ -46,6 +46,7 @@ class Generation:
     fingerprint: str = ""
     other_fingerprints: list[str] = dataclasses.field(default_factory=list)
     finish: Finish | None = None
+    ticket: Ticket | None = None  # the verifier's last proof of the output, to be shown when it is resumed
 
     @property
     def finished(self) -> bool:
@@ -108,7 +109,9 @@ class Generation:
             raise FileFormatError(f"{path} is damaged: {error}") from None
 
     def _to_json(self) -> dict[str, Any]:
-        # The output first: another thread may be adding to it, and whatever decided a token was noted before it.
+        # The output first: another thread may be adding to it, and whatever decided a token was noted before it; but
+        # before that the ticket, which comes after the tokens that it proves.
+        ticket = self.ticket
         output = list(self.output)
         return {
             "id": self.id.hex(),
@@ -121,6 +124,7 @@ class Generation:
             "output": output,
             "params": dataclasses.asdict(self.params),
             "finish": None if self.finish is None else [self.finish.reason.value, self.finish.stop],
+            "ticket": None if ticket is None else [ticket.value.hex(), ticket.length],
         }
 
     @classmethod
@@ -141,6 +145,7 @@ class Generation:
             output=list(_tokens("output", body["output"])),
             params=SamplingParams.from_mapping(params),
             finish=_finish(body["finish"]),
+            ticket=_ticket(body.get("ticket"), len(body["prompt"]), len(body["output"])),  # later than the rest
         )
 
 
@@ -148,6 +153,15 @@ def _tokens(name: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, list) or not all(type(token) is int and token >= 0 for token in value):
         raise InvalidParameter.of(name, value, "a list of token ids")
     return tuple(value)
+
+
+def _ticket(value: object, prompt: int, output: int) -> Ticket | None:
+    match value:
+        case None:
+            return None
+        case [str(proof), int(length)] if prompt <= length <= prompt + output:
+            return Ticket(bytes.fromhex(proof), length)
+    raise InvalidParameter.of("ticket", value, "null, or a proof in hexadecimal and the position up to which it holds")
 
 
 def _finish(value: object) -> Finish | None:

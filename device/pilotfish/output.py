@@ -11,6 +11,8 @@ from pilotfish_core.errors import LocalError
 
 def show(text: str) -> None:
     """To standard output, at once. Raises LocalError when that cannot be written, BrokenPipeError when nobody reads."""
+    if sys.stdout is None:  # print would do nothing
+        raise LocalError("cannot write to standard output: it is closed")
     try:
         print(text, end="", flush=True)  # noqa: T201
     except BrokenPipeError:

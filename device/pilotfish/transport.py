@@ -10,12 +10,14 @@ from typing import Any, Final, cast
 
 import grpc
 
+from pilotfish.credentials import Credentials
 from pilotfish.foreign_text import one_line
 from pilotfish_core.errors import (
     DeadlineExceeded,
     InvalidParameter,
     PilotfishError,
     ProtocolViolation,
+    Unauthenticated,
     Unavailable,
     error_of_kind,
 )
@@ -29,6 +31,8 @@ MAX_TOKENIZER_BYTES: Final = 64 * 1024 * 1024  # tokenizer.json of today's large
 UNARY_TIMEOUT_S: Final = 10.0
 FETCH_TIMEOUT_S: Final = 120.0  # of a whole tokenizer.json: 20 MB at 1.3 Mbit/s
 _HINT_MS: Final = re.compile(r"[0-9]{1,9}")
+_CERTIFICATE: Final = re.compile(r"CERTIFICATE_VERIFY_FAILED: ([a-z][a-z ()-]*)")  # what the TLS library says of it
+_UNKNOWN_AUTHORITY: Final = ("unable to get", "self signed", "self-signed", "unable to verify")
 
 CHANNEL_OPTIONS: Final = [
     ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
@@ -87,9 +91,15 @@ def parse_addresses(server: str | list[str] | tuple[str, ...] | None) -> tuple[A
 class DeviceStream:
     """One open call. ``send`` never waits; ``frames`` is read by one task only, for the call's whole life."""
 
-    def __init__(self, stub: pb_grpc.VerifierAsyncStub) -> None:
+    def __init__(
+        self,
+        stub: pb_grpc.VerifierAsyncStub,
+        address: Address | None = None,
+        metadata: tuple[tuple[str, str], ...] = (),
+    ) -> None:
         self._outgoing: asyncio.Queue[pb.DeviceFrame | None] = asyncio.Queue()
-        self._call: Any = stub.Generate(self._requests())
+        self._address = address
+        self._call: Any = stub.Generate(self._requests(), metadata=metadata)
         self._cancelled = False
         self.bytes_up = 0
         self.bytes_down = 0
@@ -106,7 +116,7 @@ class DeviceStream:
                 self.bytes_down += frame.ByteSize()
                 yield frame
         except grpc.aio.AioRpcError as error:
-            raise translate(error) from None
+            raise translate(error, self._address) from None
         except asyncio.CancelledError:
             if not self._cancelled:  # grpc.aio says a call's own cancellation the same way as a task's
                 raise
@@ -129,14 +139,15 @@ class DeviceStream:
 class Transport:
     """Channels to one or several addresses, opened when first used. Belongs to one event loop."""
 
-    def __init__(self, addresses: tuple[Address, ...], *, root_certificates: bytes | None = None) -> None:
+    def __init__(self, addresses: tuple[Address, ...], credentials: Credentials | None = None) -> None:
         self.addresses = addresses
-        self._root_certificates = root_certificates
+        self._credentials = credentials or Credentials()
         self._channels: dict[Address, grpc.aio.Channel] = {}
 
     def open(self, number: int) -> DeviceStream:
         """A new stream; successive numbers go round the addresses."""
-        return DeviceStream(self._stub(self.addresses[number % len(self.addresses)]))
+        address = self.addresses[number % len(self.addresses)]
+        return DeviceStream(self._stub(address), address, self._credentials.metadata)
 
     async def describe(self) -> pb.DescribeResponse:
         """What the first address that answers serves, if it speaks our protocol.
@@ -146,11 +157,13 @@ class Transport:
         failure: PilotfishError = Unavailable("no address given")
         for address in self.addresses:
             try:
-                response = await self._stub(address).Describe(pb.DescribeRequest(), timeout=UNARY_TIMEOUT_S)
+                response = await self._stub(address).Describe(
+                    pb.DescribeRequest(), timeout=UNARY_TIMEOUT_S, metadata=self._credentials.metadata
+                )
                 check_version(response.protocol_version)
                 return response
             except grpc.aio.AioRpcError as error:
-                failure = translate(error)
+                failure = translate(error, address)
             except ProtocolViolation as error:
                 failure = error
         raise failure
@@ -162,13 +175,14 @@ class Transport:
             try:
                 return await self._fetch_tokenizer(address, model)
             except grpc.aio.AioRpcError as error:
-                failure = translate(error)
+                failure = translate(error, address)
         raise failure
 
     async def _fetch_tokenizer(self, address: Address, model: str) -> tuple[bytes, tuple[int, ...]]:
         data, end_token_ids = bytearray(), tuple[int, ...]()
         request = pb.FetchTokenizerRequest(model=model)
-        async for chunk in self._stub(address).FetchTokenizer(request, timeout=FETCH_TIMEOUT_S):
+        metadata = self._credentials.metadata
+        async for chunk in self._stub(address).FetchTokenizer(request, timeout=FETCH_TIMEOUT_S, metadata=metadata):
             end_token_ids = end_token_ids or tuple(chunk.end_token_ids)
             data += chunk.data
             if len(data) > MAX_TOKENIZER_BYTES:
@@ -185,7 +199,8 @@ class Transport:
         channel = self._channels.get(address)
         if channel is None:
             if address.secure:
-                credentials = grpc.ssl_channel_credentials(self._root_certificates)
+                known = self._credentials
+                credentials = grpc.ssl_channel_credentials(known.ca, known.key, known.cert)
                 channel = grpc.aio.secure_channel(str(address), credentials, options=CHANNEL_OPTIONS)
             else:
                 channel = grpc.aio.insecure_channel(str(address), options=CHANNEL_OPTIONS)
@@ -199,14 +214,21 @@ def check_version(version: int) -> None:
         raise ProtocolViolation(f"the verifier speaks protocol version {version}, this device {PROTOCOL_VERSION}")
 
 
-def translate(error: grpc.aio.AioRpcError) -> PilotfishError:
-    """The typed error behind a status: the verifier's own where its metadata names one."""
+def translate(error: grpc.aio.AioRpcError, address: Address | None = None) -> PilotfishError:
+    """The typed error behind a status: the verifier's own where its metadata names one.
+
+    ``address``: who was called, where a failed connection is to be explained.
+    """
     metadata = {str(key): value for key, value in (error.trailing_metadata() or ())}
     kind, hint = metadata.get("pilotfish-error"), metadata.get("pilotfish-retry-after-ms")
     message = one_line(error.details() or "") or error.code().name
     if isinstance(kind, str):
         retry_after_s = int(hint) / 1000 if isinstance(hint, str) and _HINT_MS.fullmatch(hint) else None
         return error_of_kind(kind, message, retry_after_s=retry_after_s)
+    if address is not None and error.code() is grpc.StatusCode.UNAVAILABLE:
+        explained = _connection_error(error.details() or "", address)
+        if explained is not None:
+            return explained
     match error.code():
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED | grpc.StatusCode.UNKNOWN:
             return Unavailable(f"the connection to the verifier failed: {message}")
@@ -218,3 +240,23 @@ def translate(error: grpc.aio.AioRpcError) -> PilotfishError:
             return Unavailable(f"the stream broke: {message}")
         case _:
             return PilotfishError(f"{error.code().name}: {message}")
+
+
+def _connection_error(details: str, address: Address) -> PilotfishError | None:
+    """What a handshake that failed comes down to. Certificates do not get better by trying again."""
+    if "Hostname Verification Check failed" in details:
+        return Unauthenticated(f"the verifier's certificate is not for {address.host}, but for another host")
+    refused = _CERTIFICATE.search(details)
+    if refused is not None:
+        reason = refused[1].strip()
+        if reason.startswith(_UNKNOWN_AUTHORITY):
+            return Unauthenticated(
+                f"the certificate of {address} is not from an authority that this device trusts (--ca): {reason}"
+            )
+        return Unauthenticated(f"the certificate of {address} is not accepted: {reason}")
+    if "WRONG_VERSION_NUMBER" in details:
+        return Unauthenticated(f"{address} does not speak TLS; say grpc://{address} if that is meant")
+    if "failed to connect" in details and "Socket closed" in details:
+        hint = "does it ask for a client certificate (--cert, --key)?" if address.secure else "does it speak TLS?"
+        return Unavailable(f"{address} closes the connection at once; {hint}")
+    return None

@@ -128,7 +128,7 @@ class CloudCore:
         self.mode = mode or Mode()
         self.hint = hint or Hint()
         self.own: OwnDraft | None = None  # what the cloud drafts itself; the scheduler's to set
-        self.advised: tuple[Advice, int] | None = None  # the last advice, and the committed length then
+        self.advised: tuple[Advice, int] | None = None  # what was last said, and the length when last thought of
         self.acceptance = Acceptance() if pace is None else Acceptance(prior=pace.acceptance, weight=CLAIM_WEIGHT)
         self.response = Response()
         if pace is not None:
@@ -136,6 +136,7 @@ class CloudCore:
             self.response.gap.observe(pace.draft_s)
         self._hold: tuple[float, int] | None = None  # until when, or for how many draft tokens
         self._turn_until: float | None = None  # in lockstep: it is the device's turn, at the latest until then
+        self._absent = False  # in lockstep: it let its turn pass, and is not waited for until it is heard of again
 
     @property
     def length(self) -> int:
@@ -156,6 +157,7 @@ class CloudCore:
         """The device drafts otherwise from here on."""
         self.mode = mode
         self._hold = self._turn_until = None
+        self._absent = False
 
     def hold(self, until: float, tokens: int) -> None:
         """Wait with the next step until ``tokens`` draft tokens are there, at the latest ``until``."""
@@ -167,6 +169,7 @@ class CloudCore:
             if now < self._turn_until:
                 return True
             self._turn_until = None
+            self._absent = True
         if self._hold is not None and (now >= self._hold[0] or self.buffered >= self._hold[1]):
             self._hold = None
         return self._hold is not None
@@ -214,6 +217,7 @@ class CloudCore:
         """A draft run arrived. Raises ProtocolViolation (see DraftBuffer.receive)."""
         if self.state is not CloudState.RUNNING:
             return RunFate.STALE
+        self._absent = False
         opens = run.branch > self._buffer.branch
         fate = self._buffer.receive(run)
         for counts in (self.counts, self._totals):
@@ -310,7 +314,7 @@ class CloudCore:
         )
         if finish is not None:
             return dataclasses.replace(commit, finish=self._finished(finish).finish)
-        if self.mode.pacing is Pacing.LOCKSTEP and not self._buffer:
+        if self.mode.pacing is Pacing.LOCKSTEP and not self._buffer and not self._absent:
             self._turn_until = now + self.limits.lockstep_timeout_s
         if self._unacknowledged >= self.limits.max_unacknowledged:
             self._paused_since = now

@@ -29,10 +29,14 @@ class DeviceConfig:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Connect:
-    """Open a new stream (the next address after a failure) and send Open with this attempt number and mode."""
+    """Open a new stream (the next address after a failure) and send Open with this attempt number and mode, and of the
+    committed tokens those below position ``length``, which ``ticket`` proves where there is one.
+    """
 
     attempt: int
+    length: int
     mode: Mode = dataclasses.field(default_factory=Mode)
+    ticket: bytes = b""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -9,6 +9,9 @@ to ``drafted``; at most one task is out at a time.
     IDLE -start-> CONNECTING -opened-> STREAMING -finish-> FINISHED
                       ^  ^                 |
                       |  '-expired- WAITING <-lost-   (FAILED when it cannot be retried, CANCELLED by the caller)
+
+A resume by a ticket claims what that covers, which may be less than the device holds: until the cloud has decided the
+rest again the stream is REPEATING, between CONNECTING and STREAMING, and nothing is drafted.
 """
 
 from __future__ import annotations
@@ -36,9 +39,10 @@ from pilotfish_core.draft_policy import DraftPolicy, DraftPolicyConfig, PolicyMe
 from pilotfish_core.draft_tail import DraftTail
 from pilotfish_core.drafts import Commit, Finish, FinishReason, Origin
 from pilotfish_core.errors import PilotfishError, ProtocolViolation, Unavailable
-from pilotfish_core.messages import Opened, Ping, Pong
+from pilotfish_core.messages import Opened, Ping, Pong, Ticket
 from pilotfish_core.modes import Advice, Hint, Mode, Pacing
 
+MAX_REPEATED: Final = 64  # tokens to have decided again; a ticket that is older than that is of another time
 PREFILL: Final = 8  # tokens to take in before a draft from which on the time is not the draft's
 
 
@@ -47,6 +51,7 @@ class DeviceState(enum.Enum):
 
     IDLE = "idle"
     CONNECTING = "connecting"
+    REPEATING = "repeating"  # what is known comes again
     STREAMING = "streaming"
     WAITING = "waiting"  # to try again
     FINISHED = "finished"
@@ -54,6 +59,7 @@ class DeviceState(enum.Enum):
     CANCELLED = "cancelled"
 
 
+_CONNECTED = (DeviceState.CONNECTING, DeviceState.REPEATING, DeviceState.STREAMING)
 _ENDED = (DeviceState.FINISHED, DeviceState.FAILED, DeviceState.CANCELLED)
 
 
@@ -76,11 +82,15 @@ class DeviceCore:
         jitter: random.Random | None = None,
         memory: PolicyMemory | None = None,
         hint: Hint | None = None,
+        ticket: Ticket | None = None,
     ) -> None:
         self.state = DeviceState.IDLE
         self.counts = DraftCounts()
         self.attempt = attempt
         self.output = output
+        self.ticket = ticket  # the last one, for all or nearly all of the output
+        self._claimed = 0  # committed length that the cloud was told at the stream's begin
+        self._opening: Opened | None = None  # while REPEATING
         self._prompt = tuple(prompt)
         self._max_tokens = max_tokens
         self._config = config
@@ -100,6 +110,8 @@ class DeviceCore:
         self._max_length: int | None = None  # the target's context, known once opened
         self._tail = DraftTail(self.length)
         self._flush_at: float | None = None  # when the tokens not yet sent are, at the latest
+        self._looking = False  # whether commits were taken since it looked ahead
+        self._taken: list[tuple[int, int, bool, float]] = []  # of those, what the policy has not been told yet
         self._task: tuple[DraftTask, int, float] | None = None  # what is out, of which epoch, since when
         self._drafter_dry = False  # it had nothing to propose; asked again after the next commit
         self._acknowledged = 0
@@ -137,13 +149,23 @@ class DeviceCore:
         """The cloud granted the stream: draft what is already drafted as its first branch."""
         if self.state is not DeviceState.CONNECTING:
             return self._end(ProtocolViolation("the verifier opened a stream that was not asked for"))
-        self.state = DeviceState.STREAMING
+        if self._claimed < self.length:
+            self.state, self._opening = DeviceState.REPEATING, message
+            self._ever_opened = True
+            self._heard_at = now
+            self._acknowledged = self._claimed
+            return []
+        return self._begin(message, now)
+
+    def _begin(self, message: Opened, now: float) -> list[Action]:
+        self.state, self._opening = DeviceState.STREAMING, None
         self._ever_opened = True
         self._heard_at = now
         self._granted = min(self._config.window, message.max_draft_tokens)
         self._max_length = message.max_model_len
         self._acknowledged = self.length
         self._tail.new_stream()
+        self._judge()
         self._measured_at = now - self._config.measure_every_s
         self.policy.reconnected()
         self.policy.offered(message.cloud_draft)
@@ -154,8 +176,16 @@ class DeviceCore:
         return [*self._steer(), *self._flush()]
 
     def committed(self, commit: Commit, now: float) -> list[Action]:
-        """The cloud committed tokens. What is known already is dropped; a gap loses the stream, which resumes."""
-        if self.state is not DeviceState.STREAMING:
+        """The cloud committed tokens: ``take`` them and ``look_ahead``."""
+        return [*self.take(commit, now), *self.look_ahead(now)]
+
+    def take(self, commit: Commit, now: float) -> list[Action]:
+        """The cloud committed tokens: what the app gets. To be followed by ``look_ahead``, apart from it because the
+        app should have its text before anybody thinks about the next draft.
+
+        What is known already is dropped; a gap loses the stream, which resumes.
+        """
+        if self.state not in (DeviceState.REPEATING, DeviceState.STREAMING):
             return []
         self._heard_at = now
         if commit.position > self.length:
@@ -169,6 +199,10 @@ class DeviceCore:
                 ProtocolViolation(f"the verifier committed more than the {self._max_tokens} tokens asked for")
             )
         actions: list[Action] = []
+        if self._opening is not None:
+            if commit.end < self.length:
+                return self._repeated(commit)
+            actions += [*self._begin(self._opening, now), SendAcknowledge(self.length)]
         fresh = commit.tokens[known:]
         if fresh:
             self._failures = 0
@@ -185,7 +219,16 @@ class DeviceCore:
             self.state = DeviceState.FINISHED
             self._forget_draft()
             return [*actions, End(commit.finish)]
-        actions += self._steer()
+        self._looking = True
+        return actions
+
+    def look_ahead(self, now: float) -> list[Action]:
+        """What follows from the commits taken since the last time for the policy, and for the cloud to know."""
+        self._judge()
+        looking, self._looking = self._looking, False
+        if self.state is not DeviceState.STREAMING or not looking:
+            return []
+        actions = self._steer()
         if self._said.pacing is Pacing.LOCKSTEP:
             self._turn = True
             if self._draft_limit() <= len(self._tail):
@@ -196,6 +239,14 @@ class DeviceCore:
             self._acknowledged = self.length
             actions.append(SendAcknowledge(self.length))
         return actions
+
+    def proved(self, ticket: Ticket) -> list[Action]:
+        """The cloud gave a ticket; the newest one is kept."""
+        if ticket.length > self.length:
+            return self._end(ProtocolViolation("the verifier gave a ticket for tokens that it had not committed"))
+        if self.ticket is None or ticket.length > self.ticket.length:
+            self.ticket = ticket
+        return []
 
     def draft_task(self, now: float) -> DraftTask | None:
         """What the drafter should do next; None when it should rest. The caller must bring the result."""
@@ -276,7 +327,7 @@ class DeviceCore:
 
     def lost(self, error: PilotfishError, now: float) -> list[Action]:
         """The stream ended without a finish. Waits and reconnects where that can help, else ends with the error."""
-        if self.state not in (DeviceState.CONNECTING, DeviceState.STREAMING):
+        if self.state not in _CONNECTED:
             return []
         if not error.retryable:
             return self._end(error)
@@ -286,7 +337,7 @@ class DeviceCore:
         )
         if delay is None:
             return self._end(error)
-        self.state = DeviceState.WAITING
+        self.state, self._opening = DeviceState.WAITING, None
         self.counts.reconnects += 1
         self._retry_at = now + delay
         self._ping = None
@@ -309,7 +360,7 @@ class DeviceCore:
         """When to call ``expired`` if nothing else happens before."""
         if self.state is DeviceState.WAITING:
             return self._retry_at
-        if self.state in (DeviceState.CONNECTING, DeviceState.STREAMING):
+        if self.state in _CONNECTED:
             deadline = self._ping_at if self._ping is None else self._ping[1] + self._config.ping_timeout_s
             return deadline if self._flush_at is None else min(deadline, self._flush_at)
         return None
@@ -348,8 +399,22 @@ class DeviceCore:
         self._retry_at = None
         self._heard_at = now  # it may wait in the cloud's queue: only a missing pong says that nobody is there
         self.attempt += 1
-        self._said = self.policy.mode
-        return [Connect(self.attempt, self._said)]
+        self._said, self._claimed = self.policy.mode, self.length
+        ticket = self.ticket
+        if ticket is None or not self.output or self.length - ticket.length > MAX_REPEATED:
+            return [Connect(self.attempt, self._claimed, self._said)]
+        if ticket.length < self.length:
+            self._said, self._claimed = Mode(), ticket.length  # nothing is drafted before the cloud has caught up
+        return [Connect(self.attempt, self._claimed, self._said, ticket.value)]
+
+    def _repeated(self, commit: Commit) -> list[Action]:
+        """The cloud has decided again what is known, and is not there yet."""
+        if commit.finish is not None:
+            return self._end(ProtocolViolation("the verifier ended before tokens that it had committed"))
+        if self._opening is None or commit.end - self._acknowledged < self._opening.max_unacknowledged // 2:
+            return []
+        self._acknowledged = commit.end
+        return [SendAcknowledge(commit.end)]
 
     def _steer(self) -> list[Action]:
         """Say so when the policy wants another mode than the cloud knows."""
@@ -391,12 +456,18 @@ class DeviceCore:
         """Move the committed prefix: keep the tail where it agrees, drop it where the target went elsewhere."""
         drafted = len(self._tail)
         agreed, refuted = self._tail.commit(fresh)
-        self.policy.committed(len(fresh), agreed, refuted=refuted, now=now)
+        self._taken.append((len(fresh), agreed, refuted, now))
         if agreed < len(fresh):
             self.counts.rollbacks += agreed < drafted
             self._flush_at = None
         self.output.extend(fresh)
         self._drafter_dry = False
+
+    def _judge(self) -> None:
+        """Tell the policy what the commits taken say of its drafts."""
+        taken, self._taken = self._taken, []
+        for count, agreed, refuted, now in taken:
+            self.policy.committed(count, agreed, refuted=refuted, now=now)
 
     def _forget_draft(self) -> None:
         self._tail.forget()

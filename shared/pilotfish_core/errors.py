@@ -51,9 +51,10 @@ class PilotfishError(Exception):
 
 
 class InvalidRequest(PilotfishError):
-    """The request is wrong; repeating it will not help."""
+    """The request is wrong; repeating it will not help. ``parameter`` names what is wrong, if it has a name."""
 
     kind = "invalid_request"
+    parameter: str | None = None
 
 
 class InvalidParameter(InvalidRequest):
@@ -70,13 +71,22 @@ class InvalidParameter(InvalidRequest):
             shown = f"a huge {type(value).__name__}"
         if len(shown) > MAX_SHOWN:
             shown = f"{shown[:MAX_SHOWN]}... ({len(shown)} characters)"
-        return cls(f"{name} is {shown}; expected {expected}")
+        error = cls(f"{name} is {shown}; expected {expected}")
+        error.parameter = name
+        return error
 
 
 class UnsupportedParameter(InvalidRequest):
     """A parameter that this version does not support."""
 
     kind = "unsupported_parameter"
+
+    @classmethod
+    def of(cls, name: str, instead: str = "") -> UnsupportedParameter:
+        """The usual message; ``instead``: what the caller can do."""
+        error = cls(f"{name} is not supported{'; ' * bool(instead)}{instead}")
+        error.parameter = name
+        return error
 
 
 class PromptTooLong(InvalidRequest):

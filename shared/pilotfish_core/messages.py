@@ -35,6 +35,7 @@ class Open:
     hint: Hint = dataclasses.field(default_factory=Hint)
     pace: Pace | None = None
     prefix: PromptPrefix | None = None
+    ticket: bytes = b""  # proves ``output``, where the cloud gave one
     protocol_version: int = PROTOCOL_VERSION
 
     @property
@@ -78,6 +79,14 @@ class Pong:
     """The answer to a Ping."""
 
     nonce: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ticket:
+    """The cloud's proof that it committed the tokens below position ``length``; see ``tickets``."""
+
+    value: bytes
+    length: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ vocabularies with U+2581 for spaces and optional byte fallback (Llama 2, Mistral
 from __future__ import annotations
 
 import codecs
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -77,6 +78,18 @@ class Tokenizer:
     def vocab_size(self) -> int:
         """Highest id + 1, added tokens included. The embedding may have more rows; they are masked."""
         return max(self._names) + 1
+
+    def limited_to(self, rows: int) -> Tokenizer:
+        """This tokenizer for a model that embeds ``rows`` ids: ``vocab_size`` is at most that.
+
+        Gemma 3 has special tokens (of images) beyond the embedding of its text models. Raises ValueError when an
+        ordinary token lies there.
+        """
+        if any(token >= rows and token not in self.special_ids for token in self._names):
+            raise ValueError(f"the vocabulary has {self.vocab_size} ids; expected at most {rows}")
+        limited = copy.copy(self)
+        vars(limited)["vocab_size"] = min(self.vocab_size, rows)  # where the cached property looks first
+        return limited
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Ids of ``text``. ``add_special_tokens`` lets the tokenizer put its own first (Llama's BOS).

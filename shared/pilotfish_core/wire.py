@@ -11,8 +11,9 @@ from typing import Final
 
 from pilotfish_core.drafts import Commit, DraftRun, Finish, FinishReason, Origin, TokenLogprobs
 from pilotfish_core.errors import ProtocolViolation
-from pilotfish_core.messages import Acknowledged, Open, Opened, Ping, Pong, PrefixUnknown
+from pilotfish_core.messages import Acknowledged, Open, Opened, Ping, Pong, PrefixUnknown, Ticket
 from pilotfish_core.modes import Advice, Hint, Mode
+from pilotfish_core.padding import pad
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.wire_messages import (
     advice_from_wire,
@@ -31,7 +32,7 @@ MAX_FRAME_BYTES: Final = 1 << 20  # a prompt of 262,144 ids fits; gRPC's default
 MAX_POSITION: Final = 2**31 - 1
 
 DeviceMessage = Open | DraftRun | Acknowledged | Ping | Mode | Hint
-CloudMessage = Opened | Commit | Pong | PrefixUnknown | Advice
+CloudMessage = Opened | Commit | Ticket | Pong | PrefixUnknown | Advice
 
 _ORIGINS: Final = {Origin.RECOVERED: pb.RECOVERED, Origin.BONUS: pb.BONUS, Origin.CLOUD: pb.CLOUD}
 _ORIGINS_BACK: Final[dict[int, Origin]] = {int(wire): origin for origin, wire in _ORIGINS.items()}
@@ -40,9 +41,10 @@ _FINISHES_BACK: Final[dict[int, FinishReason]] = {int(wire): reason for reason, 
 
 
 class DeviceFrameWriter:
-    """Turns the device's messages into frames, for one stream."""
+    """Turns the device's messages into frames, for one stream; ``padded``: to size classes."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, padded: bool = False) -> None:
+        self._padded = padded
         self._branch = -1
         self._end = -1
         self._base = -1  # start of the last branch; at first the length that open said
@@ -51,7 +53,7 @@ class DeviceFrameWriter:
         """The first frame; once more, with all ids, when the cloud does not know the prompt's prefix."""
         frame = pb.DeviceFrame(open=open_to_wire(message))
         self._base = message.prompt_length + len(message.output)
-        return frame
+        return self._complete(frame)
 
     def draft(self, run: DraftRun, acknowledged: int | None = None) -> pb.DeviceFrame:
         """A run, with an acknowledgement riding along; that of a new branch's start is left out, the start says it."""
@@ -71,32 +73,38 @@ class DeviceFrameWriter:
         self._branch, self._end = run.branch, run.end
         if acknowledged is not None and not (opens and acknowledged == run.start):
             frame.acknowledged = acknowledged
-        return frame
+        return self._complete(frame)
 
     def acknowledge(self, length: int) -> pb.DeviceFrame:
         """An acknowledgement alone."""
-        return pb.DeviceFrame(acknowledged=length)
+        return self._complete(pb.DeviceFrame(acknowledged=length))
 
     def ping(self, ping: Ping) -> pb.DeviceFrame:
         """A ping."""
-        return pb.DeviceFrame(ping=pb.Ping(nonce=ping.nonce))
+        return self._complete(pb.DeviceFrame(ping=pb.Ping(nonce=ping.nonce)))
 
     def mode(self, mode: Mode) -> pb.DeviceFrame:
         """How the device drafts from here on."""
-        return pb.DeviceFrame(mode=mode_to_wire(mode))
+        return self._complete(pb.DeviceFrame(mode=mode_to_wire(mode)))
 
     def hint(self, hint: Hint) -> pb.DeviceFrame:
         """What the app knows about the device."""
-        return pb.DeviceFrame(hint=hint_to_wire(hint))
+        return self._complete(pb.DeviceFrame(hint=hint_to_wire(hint)))
+
+    def _complete(self, frame: pb.DeviceFrame) -> pb.DeviceFrame:
+        if self._padded:
+            pad(frame)
+        return frame
 
 
 class DeviceFrameReader:
-    """Reads the device's frames in the cloud, for one stream.
+    """Reads the device's frames in the cloud, for one stream. ``padded``: the device pads, and wants the same.
 
     An open that named its prompt's prefix by hash may come once more, with the ids.
     """
 
     def __init__(self) -> None:
+        self.padded = False
         self._opened: Open | None = None
         self._branch = -1
         self._end = -1
@@ -105,6 +113,7 @@ class DeviceFrameReader:
     def read(self, frame: pb.DeviceFrame) -> list[DeviceMessage]:
         """The messages in one frame. Raises ProtocolViolation; InvalidParameter for bad sampling parameters."""
         messages: list[DeviceMessage] = []
+        self.padded = self.padded or bool(frame.padding)
         control = frame.WhichOneof("control")
         if control == "open":
             messages.append(self._open(frame.open))
@@ -128,9 +137,11 @@ class DeviceFrameReader:
         return messages
 
     def _open(self, message: pb.Open) -> Open:
-        opening = open_from_wire(message)
-        if self._opened is not None and (self._opened.prefix is None or opening.prefix is not None):
+        if self._opened is not None and self._opened.prefix is None:
             raise ProtocolViolation("a second open")
+        opening = open_from_wire(message)
+        if self._opened is not None and opening.prefix is not None:
+            raise ProtocolViolation("a second open by hash")
         if self._opened is not None and opening.prompt_length != self._opened.prompt_length:
             raise ProtocolViolation(
                 f"the prompt had {self._opened.prompt_length} tokens by hash and has {opening.prompt_length} by ids"
@@ -161,18 +172,19 @@ class DeviceFrameReader:
 
 
 class CloudFrameWriter:
-    """Turns the cloud's messages into frames, for one stream."""
+    """Turns the cloud's messages into frames, for one stream; ``padded``: to size classes."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, padded: bool = False) -> None:
+        self._padded = padded
         self._end = -1
 
     def opened(self, message: Opened) -> pb.CloudFrame:
         """The first frame."""
-        return pb.CloudFrame(opened=opened_to_wire(message))
+        return self._complete(pb.CloudFrame(opened=opened_to_wire(message)))
 
-    def commit(self, commit: Commit) -> pb.CloudFrame:
-        """A commit; the position is left out when it follows the last one."""
-        frame = pb.CloudFrame()
+    def commit(self, commit: Commit, ticket: bytes | None = None) -> pb.CloudFrame:
+        """A commit, with a ticket for all output up to its end; the position is left out when it follows the last."""
+        frame = pb.CloudFrame(ticket=ticket or b"")
         if commit.accepted != max(len(commit.tokens) - 1, 0):
             frame.accepted = commit.accepted
         if len(commit.tokens) == 1:
@@ -196,19 +208,24 @@ class CloudFrameWriter:
                 top_tokens=[token for token, _ in entry.top],
                 top_logprobs=[value for _, value in entry.top],
             )
-        return frame
+        return self._complete(frame)
 
     def pong(self, ping: Ping) -> pb.CloudFrame:
         """The answer to a ping."""
-        return pb.CloudFrame(pong=pb.Pong(nonce=ping.nonce))
+        return self._complete(pb.CloudFrame(pong=pb.Pong(nonce=ping.nonce)))
 
     def advice(self, advice: Advice) -> pb.CloudFrame:
         """What the cloud knows and the device cannot."""
-        return pb.CloudFrame(advice=advice_to_wire(advice))
+        return self._complete(pb.CloudFrame(advice=advice_to_wire(advice)))
 
     def prefix_unknown(self) -> pb.CloudFrame:
         """The prompt's prefix is not known."""
-        return pb.CloudFrame(prefix_unknown=pb.PrefixUnknown())
+        return self._complete(pb.CloudFrame(prefix_unknown=pb.PrefixUnknown()))
+
+    def _complete(self, frame: pb.CloudFrame) -> pb.CloudFrame:
+        if self._padded:
+            pad(frame)
+        return frame
 
 
 class CloudFrameReader:
@@ -238,6 +255,10 @@ class CloudFrameReader:
             if not self._opened:
                 raise ProtocolViolation("the verifier committed before it opened the stream")
             messages.append(self._commit(frame, tokens))
+        if frame.ticket:
+            if self._end < 0:
+                raise ProtocolViolation("the verifier gave a ticket for nothing")
+            messages.append(Ticket(frame.ticket, self._end))
         return messages
 
     def _commit(self, frame: pb.CloudFrame, tokens: tuple[int, ...]) -> Commit:

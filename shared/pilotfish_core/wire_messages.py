@@ -105,6 +105,7 @@ def open_to_wire(message: Open) -> pb.Open:
         output=message.output,
         fingerprint=message.fingerprint,
         allow_other_fingerprint=message.allow_other_fingerprint,
+        ticket=message.ticket,
     )
     if message.mode != Mode():
         opening.mode.CopyFrom(mode_to_wire(message.mode))
@@ -219,6 +220,7 @@ def open_from_wire(message: pb.Open) -> Open:
         mode=mode_from_wire(message.mode),
         hint=hint_from_wire(message.hint),
         pace=pace_from_wire(message.pace) if message.HasField("pace") else None,
+        ticket=message.ticket,
     )
 
 

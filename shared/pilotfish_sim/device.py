@@ -193,7 +193,7 @@ class Generation:
                     self._send(self._writer.mode(mode))
                 case SendHint(hint):
                     self._send(self._writer.hint(hint))
-                case Connect(attempt, mode):
+                case Connect(attempt=attempt, mode=mode):
                     self._connect(attempt, mode)
                 case End():
                     ended = action

@@ -8,16 +8,18 @@ import dataclasses
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, Final
 
-from pilotfish_core.errors import InvalidParameter, PilotfishError
+from pilotfish_core.errors import InvalidParameter, LocalError, PilotfishError
 from pilotfish_sim.link_proxy import LinkProxy, run
 from pilotfish_sim.links import Change, Cut, Jitter, LinkSpec, load_trace
 from pilotfish_sim.quantities import bits_per_second, seconds, size_bytes
 
 _CONTROL: Final = "rtt 200ms [jitter 5ms] | stall 5s | cut"
+_PORT_DIGITS: Final = 5
+_LONGEST_LINE: Final = 1024
 
 
 def add_link_parser(commands: Any) -> None:
@@ -64,6 +66,12 @@ def run_link(arguments: argparse.Namespace) -> int:
 
 def spec_of(arguments: argparse.Namespace) -> LinkSpec:
     """The link that the flags describe. Raises InvalidParameter."""
+    for side, trace, rate in (
+        ("up", arguments.trace_up, arguments.rate_up or arguments.rate),
+        ("down", arguments.trace_down, arguments.rate_down or arguments.rate),
+    ):
+        if trace and rate:
+            raise InvalidParameter.of(f"--trace-{side}", str(trace), f"no --rate for the same direction ({rate})")
     rates = {
         side: bits_per_second(given, name=f"--rate-{side}") if given else None
         for side, given in (
@@ -91,9 +99,18 @@ def address(text: str, name: str, *, port_0: bool = True) -> tuple[str, int]:
     """``host:port``; IPv6 hosts in brackets. Raises InvalidParameter."""
     host, colon, port = text.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not colon or not host or not port.isascii() or not port.isdigit() or not (1 - port_0) <= int(port) < 65536:
+    number = int(port) if port.isascii() and port.isdigit() and len(port) <= _PORT_DIGITS else -1
+    if not colon or not _resolvable(host) or not (1 - port_0) <= number < 65536:
         raise InvalidParameter.of(name, text, "host:port")
-    return host, int(port)
+    return host, number
+
+
+def _resolvable(host: str) -> bool:
+    """Whether it may be asked for at all: the resolver's own complaint would not be an OSError."""
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:
+        return False
 
 
 def _cut(text: str) -> Cut:
@@ -118,6 +135,8 @@ def _teller(as_json: bool) -> Callable[[str, dict[str, Any]], None]:
             line = json.dumps({"event": event, **facts})
         else:
             line = f"{event}: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
+        if sys.stdout is None:
+            raise LocalError("cannot write to standard output: it is closed")
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
@@ -139,31 +158,57 @@ async def _serve(
     async with LinkProxy(spec, listen=listen, target=target) as proxy:
         host, port = proxy.address
         tell("listening", {"address": f"[{host}]:{port}" if ":" in host else f"{host}:{port}"})
-        obeying = asyncio.create_task(_obey(proxy, stopping, tell)) if control else None
-        await stopping.wait()
-        if obeying is not None:
-            obeying.cancel()
+        ends = {asyncio.create_task(stopping.wait())} | (
+            {asyncio.create_task(_obey(proxy, tell))} if control else set()
+        )
+        done, pending = await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for task in pending:
+            task.cancel()
+        for task in done:
+            task.result()
     tell("passed", dataclasses.asdict(proxy.counts))
     return 0
 
 
-async def _obey(proxy: LinkProxy, stopping: asyncio.Event, tell: Callable[[str, dict[str, Any]], None]) -> None:
+async def _obey(proxy: LinkProxy, tell: Callable[[str, dict[str, Any]], None]) -> None:
+    """Carry out what standard input says, to its end. Raises LocalError when it cannot be waited for."""
     reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    while line := (await reader.readline()).decode(errors="replace").strip():
+    try:
+        await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    except (OSError, ValueError, AttributeError):  # a file; or closed, and then there is no sys.stdin
+        raise LocalError("--control: standard input is a file, or closed; expected a pipe or a terminal") from None
+    async for line in _lines(reader):
         try:
-            match line.split():
-                case ["rtt", rtt]:
-                    proxy.change(seconds(rtt, name="rtt"))
-                case ["rtt", rtt, "jitter", jitter]:
-                    proxy.change(seconds(rtt, name="rtt"), seconds(jitter, name="jitter"))
-                case ["stall", length]:
-                    proxy.stall(seconds(length, name="stall"))
-                case ["cut"]:
-                    proxy.cut()
-                case _:
-                    raise InvalidParameter.of("control line", line, _CONTROL)
+            _obey_line(proxy, line)
             tell("changed", {"line": line})
         except PilotfishError as error:
             tell("refused", {"line": line, "reason": str(error)})
-    stopping.set()
+
+
+async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[str]:
+    """Lines that are not empty; of a long one the beginning."""
+    line = b""
+    while data := await reader.read(4096):
+        *ends, begun = data.split(b"\n")
+        for end in ends:
+            text = (line + end)[:_LONGEST_LINE].decode(errors="replace").strip()
+            line = b""
+            if text:
+                yield text
+        line = (line + begun)[:_LONGEST_LINE]
+    if text := line.decode(errors="replace").strip():
+        yield text
+
+
+def _obey_line(proxy: LinkProxy, line: str) -> None:
+    match line.split():
+        case ["rtt", rtt]:
+            proxy.change(seconds(rtt, name="rtt"))
+        case ["rtt", rtt, "jitter", jitter]:
+            proxy.change(seconds(rtt, name="rtt"), seconds(jitter, name="jitter"))
+        case ["stall", length]:
+            proxy.stall(seconds(length, name="stall"))
+        case ["cut"]:
+            proxy.cut()
+        case _:
+            raise InvalidParameter.of("control line", line, _CONTROL)

@@ -1,8 +1,8 @@
 """The link emulator: a TCP proxy on this machine that delays what passes as a ``LinkSpec`` says.
 
 Applications meet a link as TCP shows it: bytes come late, in order, or not at all. The proxy reads segments, asks the
-model when they would have come out, and writes them then. Meant to run in a process of its own (``run``): its loop
-waits with select(2), whose timeout has microseconds where epoll rounds up to the next millisecond.
+model when they would have come out, and writes them then. Meant to run in a process of its own (``run``), whose timers
+are punctual.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import selectors
-from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from pilotfish_core.errors import AddressInUse
-from pilotfish_sim.links import SEGMENT, Change, Cut, Direction, LinkSpec
+from pilotfish_sim.link_lane import READ_BYTES, End, Lane
+from pilotfish_sim.links import Change, Cut, Direction, LinkSpec
+from pilotfish_sim.punctual import PunctualSelector
 
-READ_BYTES: Final = 64 * 1024
-MAX_FLIGHT_BYTES: Final = 16 * 1024 * 1024  # on their way in one direction of a connection
+MAX_CONNECTIONS: Final = 400  # at a time: select(2) takes no file descriptor from 1024 on
 
 
 @dataclasses.dataclass(slots=True)
@@ -43,7 +42,8 @@ class LinkProxy:
         self.spec = spec
         self.counts = LinkCounts()
         self._listen, self._target = listen, target
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections: set[_Connection] = set()
+        self._closed = False
 
     async def __aenter__(self) -> LinkProxy:
         self._loop = asyncio.get_running_loop()
@@ -52,21 +52,25 @@ class LinkProxy:
         self._down = Direction(self.spec, up=False, began=self._began)
         host, port = self._listen
         try:
-            self._server = await asyncio.start_server(self._accepted, host, port, limit=READ_BYTES)
+            self._server = await self._loop.create_server(self._accept, host, port)
         except OSError as error:
             raise AddressInUse(f"cannot listen on {host}:{port} (--listen): {error.strerror or error}") from None
         self._cutter = asyncio.create_task(self._cut_connections())
         return self
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, *__: object) -> None:
+        self._closed = True
         self._server.close()
-        await _end({self._cutter, *self._connections})
+        self._cutter.cancel()
+        self.cut()
+        for _ in range(3):  # what the loop has accepted becomes a connection, is refused, and closes its socket
+            await asyncio.sleep(0)
 
     @property
     def address(self) -> tuple[str, int]:
         """Where it listens."""
-        host, port = self._server.sockets[0].getsockname()[:2]
-        return host, port
+        name = self._server.sockets[0].getsockname()
+        return str(name[0]), int(name[1])
 
     @property
     def age_s(self) -> float:
@@ -89,135 +93,102 @@ class LinkProxy:
 
     def cut(self) -> None:
         """Break all connections now."""
-        for connection in self._connections:
-            connection.cancel()
+        for connection in list(self._connections):
+            connection.end(broken=True)
 
     async def _cut_connections(self) -> None:
         for cut in sorted((cut for cut in self.spec.cuts if cut.reset), key=lambda cut: cut.begin_s):
             await asyncio.sleep(max(0.0, cut.begin_s - self.age_s))
             self.cut()
 
-    async def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        cut = self.spec.cut_at(self.age_s)
-        if cut is not None and cut.reset:
-            self.counts.refused += 1
-            writer.transport.abort()
+    def _accept(self) -> End:
+        return _Connection(self).near
+
+
+class _Connection:
+    """A connection that was accepted, and the one to the target that goes with it. Both end together."""
+
+    def __init__(self, proxy: LinkProxy) -> None:
+        self._proxy = proxy
+        self._ways = 2  # that have not ended
+        self._connecting: asyncio.Task[None] | None = None
+        self._up = Lane(proxy._up, passed=self._passed_up, ended=lambda: self._ended(self.far))
+        self._down = Lane(proxy._down, passed=self._passed_down, ended=lambda: self._ended(self.near))
+        size = min(READ_BYTES, proxy.spec.queue_bytes)  # or one read would be more than may wait
+        self.near = End(self._up, self._down, size=size, made=self._accepted, lost=self._lost)
+        self.far = End(self._down, self._up, size=size, made=self._connected, lost=self._lost)
+        self._over = False
+
+    def end(self, *, broken: bool) -> None:
+        """Close both ends at once. Does nothing the second time."""
+        if self._over:
             return
-        connection = asyncio.current_task()
-        if connection is None:
-            raise RuntimeError("a connection is served by a task")
-        self._connections.add(connection)
-        self.counts.connections += 1
-        began = self._loop.time() + self.spec.rtt_at(self.age_s)[0]  # the handshake that the kernel has done already
-        far: asyncio.StreamWriter | None = None
-        try:
-            far_reader, far = await asyncio.open_connection(*self._target, limit=READ_BYTES)
-            up = _Pump(self._up, reader, far, began)
-            down = _Pump(self._down, far_reader, writer, began)
-            await _together(up.read(), up.write(), down.read(), down.write())
-        except (OSError, asyncio.IncompleteReadError):
-            self.counts.broken += 1
-        except asyncio.CancelledError:
-            self.counts.broken += 1  # a cut, or the end of the proxy: the task is not awaited by anyone else
-        finally:
-            if far is not None:
-                self.counts.bytes_up += up.passed
-                self.counts.bytes_down += down.passed
-                far.transport.abort()
-            writer.transport.abort()
-            self._connections.discard(connection)
-
-
-class _Pump:
-    """One direction of one connection: a reader that asks when, a writer that waits until then."""
-
-    def __init__(
-        self,
-        direction: Direction,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        began: float,
-    ) -> None:
-        self.passed = 0
-        self._direction, self._reader, self._writer = direction, reader, writer
-        self._began = began
-        self._due: deque[tuple[float, bytes]] = deque()  # in order; empty bytes: the end of the stream
-        self._flight = 0
-        self._more = asyncio.Event()
-        self._room = asyncio.Event()
-
-    async def read(self) -> None:
-        """Take in segments until the sender closes."""
-        loop = asyncio.get_running_loop()
-        while data := await self._reader.read(READ_BYTES):
-            now = max(loop.time(), self._began)
-            for begin in range(0, len(data), SEGMENT):
-                piece = data[begin : begin + SEGMENT]
-                self._put(self._direction.arrival(now, len(piece)), piece)
-            while self._flight > MAX_FLIGHT_BYTES:
-                self._room.clear()
-                await self._room.wait()
-            if (room_at := self._direction.room_at(now)) > now:
-                await asyncio.sleep(room_at - now)
-        self._put(self._direction.arrival(max(loop.time(), self._began), 0), b"")
-
-    async def write(self) -> None:
-        """Give out what is due until the stream's end is."""
-        loop = asyncio.get_running_loop()
-        while True:
-            while not self._due:
-                self._more.clear()
-                await self._more.wait()
-            wait = self._due[0][0] - loop.time()
-            if wait > 0:
-                await asyncio.sleep(wait)
+        self._over = True
+        self._proxy.counts.broken += broken
+        self._proxy._connections.discard(self)
+        if self._connecting is not None:
+            self._connecting.cancel()
+        for lane in (self._up, self._down):
+            lane.close()
+        for side in (self.near, self.far):
+            if side.transport is None:
                 continue
-            pieces: list[bytes] = []
-            ended = False
-            while self._due and self._due[0][0] <= loop.time() and not ended:
-                piece = self._due.popleft()[1]
-                pieces.append(piece)
-                ended = not piece
-            data = b"".join(pieces)
-            self._flight -= len(data)
-            self.passed += len(data)
-            self._room.set()
-            if data:
-                self._writer.write(data)
-                await self._writer.drain()
-            if ended:
-                with contextlib.suppress(OSError):
-                    self._writer.write_eof()
-                return
+            if broken:
+                side.transport.abort()
+            else:
+                side.transport.close()
 
-    def _put(self, due: float, piece: bytes) -> None:
-        self._due.append((due, piece))
-        self._flight += len(piece)
-        self._more.set()
+    def _accepted(self, near: End) -> None:
+        proxy = self._proxy
+        cut = proxy.spec.cut_at(proxy.age_s)
+        if (cut is not None and cut.reset) or len(proxy._connections) >= MAX_CONNECTIONS or proxy._closed:
+            proxy.counts.refused += 1
+            self._over = True
+            if near.transport is not None:
+                near.transport.abort()
+            return
+        proxy._connections.add(self)
+        proxy.counts.connections += 1
+        # The handshake that the kernel has done already.
+        self._up.began = self._down.began = proxy._loop.time() + proxy.spec.rtt_at(proxy.age_s)[0]
+        if near.transport is not None:
+            near.transport.pause_reading()  # until there is somewhere to send it
+        self._connecting = proxy._loop.create_task(self._connect())
 
+    async def _connect(self) -> None:
+        host, port = self._proxy._target
+        try:
+            await self._proxy._loop.create_connection(lambda: self.far, host, port)
+        except OSError:
+            self.end(broken=True)
 
-async def _together(*parts: Coroutine[Any, Any, None]) -> None:
-    """Run until all are done; the first failure ends the others."""
-    tasks = {asyncio.create_task(part) for part in parts}
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
-        for task in done:
-            task.result()
-    finally:
-        await _end(tasks)
+    def _connected(self, far: End) -> None:
+        if self._over:
+            if far.transport is not None:
+                far.transport.abort()
+        elif self.near.transport is not None:
+            self.near.transport.resume_reading()
 
+    def _ended(self, sink: End) -> None:
+        """All that one side had to say has come out at the other."""
+        self._ways -= 1
+        if not self._ways:
+            self.end(broken=False)
+        elif sink.transport is not None:
+            with contextlib.suppress(OSError):
+                sink.transport.write_eof()
 
-async def _end(tasks: set[asyncio.Task[None]]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    def _lost(self) -> None:
+        self.end(broken=True)
+
+    def _passed_up(self, count: int) -> None:
+        self._proxy.counts.bytes_up += count
+
+    def _passed_down(self, count: int) -> None:
+        self._proxy.counts.bytes_down += count
 
 
 def run(main: Callable[[], Coroutine[Any, Any, int]]) -> int:
     """``main`` on a loop whose timers are exact to some tens of microseconds."""
-
-    def precise_loop() -> asyncio.AbstractEventLoop:
-        return asyncio.SelectorEventLoop(selectors.SelectSelector())
-
-    with asyncio.Runner(loop_factory=precise_loop) as runner:
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(PunctualSelector())) as runner:
         return runner.run(main())

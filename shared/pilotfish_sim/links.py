@@ -13,6 +13,7 @@ import enum
 import itertools
 import math
 import random
+import stat
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ from pilotfish_core.errors import InvalidParameter
 
 SEGMENT: Final = 1448  # bytes of payload in a TCP segment over Ethernet with timestamps
 TRACE_PACKET: Final = 1504  # bytes that one line of a Mahimahi trace lets through
+MAX_TRACE_BYTES: Final = 64 * 1024 * 1024  # a day of a packet every millisecond is larger, but nobody's
+MAX_TRACE_MS: Final = 10**9  # its last time, 11 days
+MAX_ROUND_TRIP_S: Final = 3600.0
 MIN_PROBE_S: Final = 0.010  # RFC 8985, 7.2: a tail loss probe is sent after 2 x SRTT, at least this
 
 
@@ -83,12 +87,7 @@ class LinkSpec:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("rtt_s", "jitter_s"):
-            value = getattr(self, name)
-            if not 0 <= value < 3600:
-                raise InvalidParameter.of(name, value, "seconds, from 0 to an hour")
-        if self.jitter_s > self.rtt_s and self.jitter is Jitter.UNIFORM:
-            raise InvalidParameter.of("jitter_s", self.jitter_s, f"at most the round trip ({self.rtt_s:g} s)")
+        self._check_round_trip(self.rtt_s, self.jitter_s)
         if not 0 <= self.loss < 0.5:
             raise InvalidParameter.of("loss", self.loss, "a share in [0, 0.5)")
         if self.queue_bytes < SEGMENT:
@@ -101,6 +100,8 @@ class LinkSpec:
                 raise InvalidParameter.of("cut", cut, "a beginning from 0 on and a length above 0")
         if list(self.changes) != sorted(self.changes, key=lambda change: change.at_s):
             raise InvalidParameter.of("changes", self.changes, "changes in the order of their times")
+        for change in self.changes:
+            self._check_round_trip(*self.rtt_at(change.at_s))
 
     def rtt_at(self, age_s: float) -> tuple[float, float]:
         """Round trip and jitter at an age of the link, seconds."""
@@ -114,6 +115,13 @@ class LinkSpec:
     def cut_at(self, age_s: float) -> Cut | None:
         """The cut that holds at an age of the link."""
         return next((cut for cut in self.cuts if cut.begin_s <= age_s < cut.end_s), None)
+
+    def _check_round_trip(self, rtt_s: float, jitter_s: float) -> None:
+        for name, value in (("rtt_s", rtt_s), ("jitter_s", jitter_s)):
+            if not 0 <= value <= MAX_ROUND_TRIP_S:
+                raise InvalidParameter.of(name, value, "seconds, from 0 to an hour")
+        if jitter_s > rtt_s and self.jitter is Jitter.UNIFORM:
+            raise InvalidParameter.of("jitter_s", jitter_s, f"at most the round trip ({rtt_s:g} s)")
 
 
 class Direction:
@@ -234,11 +242,19 @@ class _Trace:
 
 def load_trace(file: Path) -> tuple[int, ...]:
     """A Mahimahi trace: one time in milliseconds a line, ascending. Raises InvalidParameter."""
-    expected = "a Mahimahi trace: one ascending number of milliseconds a line, the last above 0"
+    expected = f"a Mahimahi trace: one ascending number of milliseconds a line, the last in [1, {MAX_TRACE_MS}]"
     try:
+        facts = file.stat()
+        if not stat.S_ISREG(facts.st_mode) or facts.st_size > MAX_TRACE_BYTES:  # a pipe or a device may never end
+            raise InvalidParameter.of("trace", str(file), f"a regular file of at most {MAX_TRACE_BYTES} bytes")
         times = tuple(int(line) for line in file.read_text(encoding="ascii").split())
     except (OSError, ValueError) as error:
         raise InvalidParameter.of("trace", str(file), f"{expected} ({error})") from None
-    if not times or times[-1] <= 0 or times[0] < 0 or any(a > b for a, b in itertools.pairwise(times)):
+    if (
+        not times
+        or not 0 < times[-1] <= MAX_TRACE_MS
+        or times[0] < 0
+        or any(a > b for a, b in itertools.pairwise(times))
+    ):
         raise InvalidParameter.of("trace", str(file), expected)
     return times

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pilotfish_cloud.engine import determinism
-from pilotfish_cloud.engine.attention import AttentionRule
+from pilotfish_cloud.engine.attention_plan import AttentionRule
 from pilotfish_cloud.engine.engine import EmbeddedEngine
 from pilotfish_cloud.engine.engine_config import EngineConfig
 from pilotfish_cloud.engine.loading import load_model
@@ -21,21 +21,32 @@ from tests.device import models as tiny
 REFERENCE = Path(__file__).resolve().parents[2] / "reference" / "target"
 
 
+# Wide enough that orders of summation differ, long enough for several blocks of keys.
+SIZES: dict[str, Any] = {
+    "hidden_size": 192,
+    "intermediate_size": 448,
+    "head_dim": 32,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 1200,
+    "initializer_range": 0.05,
+}
+# Windows that leave whole blocks of keys behind.
+OTHERS: dict[str, dict[str, Any]] = {
+    "Llama": {},
+    "Mistral": {"sliding_window": 100},
+    "Qwen2": {"use_sliding_window": True, "sliding_window": 100, "max_window_layers": 1},
+    "Gemma": {},
+    "Gemma2": {"sliding_window": 100, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
+    "Gemma3": {"sliding_window": 100, "sliding_window_pattern": 2},
+    "Phi3": {"sliding_window": 100},
+    "Phi": {"qk_layernorm": True, "num_key_value_heads": 6},
+}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # Wide enough that orders of summation differ, long enough for several blocks of keys.
-    made: Path = tiny.build(
-        "Qwen3",
-        tmp_path_factory.mktemp("qwen3") / "tiny",
-        hidden_size=192,
-        intermediate_size=448,
-        head_dim=32,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        max_position_embeddings=1200,
-        initializer_range=0.05,
-    )
-    return made
+    return tiny.build("Qwen3", tmp_path_factory.mktemp("qwen3") / "tiny", **SIZES)
 
 
 def engine_of(folder: Path, dtype: str, **options: Any) -> EmbeddedEngine:
@@ -73,6 +84,13 @@ class Recorder:
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_tokens_and_bits_depend_on_nothing_but_the_request(folder: Path, dtype: str) -> None:
     compare(folder, dtype, max_tokens=24)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_every_family_is_deterministic(tmp_path: Path, kind: str, dtype: str) -> None:
+    compare(tiny.build(kind, tmp_path / "tiny", **{**SIZES, **OTHERS[kind]}), dtype, max_tokens=16)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from pilotfish_cloud.cli import main
-from pilotfish_cloud.engine.attention import Segment
+from pilotfish_cloud.engine.attention_plan import Segment
 from pilotfish_cloud.engine.draft_model import ROW_SIZES, DraftModel
 from pilotfish_cloud.engine.loading import load_model
 from pilotfish_cloud.engine.model_runner import ModelRunner

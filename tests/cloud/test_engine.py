@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import threading
@@ -190,6 +191,23 @@ def test_wrong_requests_are_answered(folder: Path, changes: dict[str, Any], erro
         engine.open(request("a", **changes))
         ear.wait_end("a")
     assert type(ear.errors["a"]) is error
+
+
+def test_a_tenant_with_one_generation_does_not_wait_for_anothers_many(folder: Path) -> None:
+    engine = engine_of(folder, max_num_seqs=2)
+    order: list[str] = []
+    for number in range(6):
+        engine.open(dataclasses.replace(request(f"many {number}", PROMPT, max_tokens=30), tenant="many"))
+    engine.open(dataclasses.replace(request("one", PROMPT, max_tokens=30), tenant="one", weight=2.0))
+    engine.open(dataclasses.replace(request("bad", PROMPT, max_tokens=30), weight=0.0))
+    with running(engine) as ear:
+        ear.on_commit = lambda key, commit: order.append(key) if commit.finish is not None else None
+        ear.wait_end("one", "bad", *(f"many {number}" for number in range(6)))
+        stats = engine.stats()
+    assert order.index("one") < 2
+    assert type(ear.errors["bad"]) is InvalidParameter
+    assert (stats.tenants, stats.waiting, stats.waiting_tokens) == (0, 0, 0)
+    assert all(ear.tokens(f"many {number}") == ear.tokens("one") for number in range(6))
 
 
 def test_penalties_and_logprobs_follow_the_draft(folder: Path) -> None:

@@ -71,7 +71,7 @@ def test_counters_come_over(config: ServerConfig) -> None:
         ear.wait_end("a")
         wait = threading.Event()
         for _ in range(int(PATIENCE_S / 0.05)):
-            if engine.stats().committed_tokens == 8:
+            if engine.stats().steps == 8:
                 break
             wait.wait(0.05)
         stats = engine.stats()

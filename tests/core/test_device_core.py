@@ -15,7 +15,7 @@ OPENED = Opened(model="m", fingerprint="f", max_model_len=100, max_draft_tokens=
 
 def core() -> DeviceCore:
     device = DeviceCore(prompt=(1, 2), output=[], max_tokens=8, config=CONFIG, drafting=False, jitter=random.Random(0))
-    assert device.start(0.0) == [Connect(1, Mode(Pacing.PAUSED))]
+    assert device.start(0.0) == [Connect(1, 2, Mode(Pacing.PAUSED))]
     return device
 
 
@@ -48,5 +48,5 @@ def test_a_verifier_that_answers_no_ping_is_given_up() -> None:
     assert device.state is DeviceState.WAITING
     retry_at = device.next_deadline()
     assert retry_at is not None
-    assert device.expired(retry_at) == [Connect(2, Mode(Pacing.PAUSED))]
+    assert device.expired(retry_at) == [Connect(2, 2, Mode(Pacing.PAUSED))]
     ping_of(device, retry_at + 20.0)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pilotfish_core.estimators import Acceptance, Average, Response, RoundTrip, StepTime
+from pilotfish_core.estimators import Acceptance, Average, Load, Response, RoundTrip, StepTime
 
 
 def test_the_round_trip_now_follows_a_link_that_changed() -> None:
@@ -88,6 +88,74 @@ def test_step_time_goes_through_what_was_seen() -> None:
     assert curve.of(1) == curve.of(4) == pytest.approx(0.035)
 
 
+loads = st.tuples(st.integers(0, 100_000), st.integers(0, 1_000_000))
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 600), st.floats(0.001, 1.0), loads), min_size=1, max_size=60),
+    st.integers(1, 800),
+    loads,
+)
+def test_step_time_never_falls_with_rows_or_context(
+    seen: list[tuple[int, float, tuple[int, int]]], rows: int, load: tuple[int, int]
+) -> None:
+    curve = StepTime()
+    for count, duration, (context, pairs) in seen:
+        curve.observe(count, duration, Load(context, pairs))
+    time = curve.of(rows, Load(*load))
+    assert time > 0
+    assert time <= curve.of(rows + 1, Load(*load)) + 1e-12
+    assert time <= curve.of(rows, Load(load[0] + 1000, load[1] + 1000)) + 1e-12
+    assert curve.of(rows) == curve.base(rows)[rows]
+
+
+@pytest.mark.parametrize(("per_context", "per_pair"), [(3e-7, 1e-7), (3e-7, 0.0), (0.0, 2e-7), (0.0, 0.0)])
+def test_what_a_context_costs_is_told_from_what_rows_cost(per_context: float, per_pair: float) -> None:
+    rng, curve = random.Random(1), StepTime()
+
+    def true(rows: int, load: Load) -> float:
+        return 0.02 + 0.0003 * max(0, rows - 20) + per_context * load.context + per_pair * load.pairs
+
+    lengths = [100] * 64
+    for _ in range(3000):  # the more sequences, the more rows and the more context: only churn tells them apart
+        drafts = rng.choice([0, 2, 4])
+        lengths = [length + 1 + drafts // 2 if length < 2000 else rng.randrange(50, 500) for length in lengths]
+        if rng.random() < 0.02:
+            lengths = [rng.randrange(50, 1500) for _ in range(rng.choice([1, 8, 32, 64]))]
+        load = Load(sum(lengths), sum(lengths) * (1 + drafts))
+        rows = len(lengths) * (1 + drafts)
+        curve.observe(rows, true(rows, load) * rng.uniform(0.95, 1.05), load)
+    for count in (8, 64):
+        for drafts in (0, 4):
+            for length in (200, 1500):
+                load = Load(count * length, count * length * (1 + drafts))
+                rows = count * (1 + drafts)
+                assert curve.of(rows, load) == pytest.approx(true(rows, load), rel=0.12)
+
+
+def test_an_outlier_counts_for_little_and_a_changed_machine_is_believed() -> None:
+    curve = StepTime()
+    for _ in range(50):
+        curve.observe(8, 0.030)
+    curve.observe(8, 5.0)
+    assert curve.of(8) < 0.040
+    for _ in range(3):
+        curve.observe(8, 0.500)
+    assert curve.of(8) == pytest.approx(0.5)
+    for _ in range(3):
+        curve.observe(8, 0.020)
+    assert curve.of(8) == pytest.approx(0.02)
+
+
+def test_row_counts_that_do_not_come_up_any_more_are_forgotten() -> None:
+    curve = StepTime()
+    curve.observe(64, 9.0)
+    for _ in range(5000):
+        curve.observe(8, 0.030)
+    assert curve.of(64) == pytest.approx(0.030)
+    assert curve.most == 8
+
+
 def test_response_and_gap_of_a_device() -> None:
     response = Response()
     response.committed(10, 1.0)
@@ -106,3 +174,12 @@ def test_response_and_gap_of_a_device() -> None:
     assert response.gap.value == pytest.approx((0.01 + 0.01 + 0.02) / 3)
     response.opened(99, 1, 3.0)  # begins where no commit ended that is remembered
     assert response.delay.count == 2
+
+
+def test_empty_runs_say_nothing_of_the_pace() -> None:
+    response = Response()
+    response.opened(5, 0, 1.0)
+    for _ in range(2):
+        response.continued(0, 2.0)
+    response.continued(2, 3.0)
+    assert response.gap.or_else(0.0) == 1.0

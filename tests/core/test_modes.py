@@ -18,6 +18,7 @@ from pilotfish_core.modes import Advice, Arm, CloudDraft, Hint, Mode, Objective,
 from pilotfish_core.own_draft import OwnDraft, OwnRecord
 from pilotfish_core.scheduling import CloudNgram, Goodput, Scheduler, SchedulerConfig
 from pilotfish_core.scheduling.step import Sampled, ScheduledStep
+from pilotfish_core.wire import CloudFrameReader, CloudFrameWriter
 from tests.core.test_draft_policy import STEP_S, run
 from tests.core.test_scheduler import sequence, target
 
@@ -270,6 +271,24 @@ def test_in_lockstep_the_cloud_waits_for_a_run_but_not_for_ever() -> None:
     assert not core.held(4.2)
 
 
+def test_a_device_that_let_its_turn_pass_is_not_waited_for_until_it_is_back() -> None:
+    """Its drafter may hang: that costs one turn, not one for each token."""
+    core = sequence("a", [1, 2, 3], 30).core
+    core.steer(Mode(Pacing.LOCKSTEP), 0.0)
+    core.draft(8, 0.0)
+    core.step([5], 1.0)
+    late = 1.0 + CloudLimits().lockstep_timeout_s
+    assert not core.held(late)
+    for token in (6, 7):
+        core.draft(8, late)
+        core.step([token], late)
+        assert not core.held(late)
+    core.receive(DraftRun(0, 6, ()), late)  # it is back, with nothing
+    core.draft(8, late)
+    core.step([8], late)
+    assert core.held(late)
+
+
 def test_what_the_cloud_drafts_is_no_draft_to_the_device() -> None:
     core = sequence("a", [1, 2, 3], 30).core
     core.own = OwnDraft(CloudDraft.NGRAM, OwnRecord())
@@ -282,6 +301,31 @@ def test_what_the_cloud_drafts_is_no_draft_to_the_device() -> None:
     assert (core.counts.own_draft_tokens, core.counts.own_accepted_tokens, core.counts.draft_tokens) == (2, 2, 0)
     assert core.own.acceptance.compared == 3  # the third was compared, too
     assert core.draftable == 0
+
+
+def test_the_device_counts_its_own_drafts_alone_as_accepted() -> None:
+    """Over the wire, where a commit leaves out what is implied."""
+    core = sequence("a", [1, 2], 20).core
+    device = device_in(Arm.ASYNC)
+    core.own = OwnDraft(CloudDraft.NGRAM, OwnRecord())
+    writer, reader = CloudFrameWriter(), CloudFrameReader()
+    reader.read(writer.opened(OPENED))
+
+    def step(targets: list[int]) -> None:
+        core.draft(4, 0.0)
+        commit = core.step(targets, 0.0)
+        assert commit is not None
+        (received,) = reader.read(writer.commit(commit))
+        assert isinstance(received, Commit)
+        device.committed(received, 0.0)
+
+    core.own.propose((5, 6, 7))
+    step([5, 6, 7, 8])
+    assert (device.counts.accepted, device.counts.cloud) == (0, 4)
+    core.receive(DraftRun(0, 6, (3, 4)), 0.0)
+    core.own.propose((3,))
+    step([3, 4, 9])
+    assert (device.counts.accepted, device.counts.bonus, device.counts.cloud) == (2, 1, 4)
 
 
 def test_the_devices_draft_goes_before_the_clouds() -> None:

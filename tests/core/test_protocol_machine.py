@@ -26,10 +26,12 @@ from pilotfish_core.device_actions import (
 from pilotfish_core.device_core import DeviceCore, DeviceState
 from pilotfish_core.drafts import Commit, DraftRun, Finish, FinishReason
 from pilotfish_core.errors import Unavailable
-from pilotfish_core.messages import Acknowledged, Opened, Ping, Pong
+from pilotfish_core.messages import Acknowledged, Open, Opened, Ping, Pong, Ticket
 from pilotfish_core.modes import Advice, Arm, CloudDraft, Hint, Mode
 from pilotfish_core.own_draft import OwnDraft, OwnRecord
+from pilotfish_core.parameters import SamplingParams
 from pilotfish_core.retry import RetryPolicy
+from pilotfish_core.tickets import TicketLine, Tickets
 
 VOCABULARY = 4
 END = 3
@@ -66,9 +68,10 @@ class Link:
 
     cloud: CloudCore
     up: list[DraftRun | Acknowledged | Ping | Mode | Hint]
-    down: list[Opened | Commit | Pong | Advice]
+    down: list[Opened | Commit | Ticket | Pong | Advice]
     received: list[DraftRun]
     verified: set[tuple[int, int]]
+    tickets: TicketLine | None
 
 
 class ProtocolMachine(RuleBasedStateMachine):
@@ -85,6 +88,7 @@ class ProtocolMachine(RuleBasedStateMachine):
         adaptive=st.booleans(),
         tick=st.sampled_from([0.0001, 0.01, 0.3]),
         arm=st.sampled_from([Arm.AUTO, Arm.ASYNC, Arm.LOCKSTEP, Arm.CLOUD, Arm.CO_LOCATED]),
+        ticket_every=st.sampled_from([None, None, 1, 4, 16]),
     )
     def begin(
         self,
@@ -100,7 +104,9 @@ class ProtocolMachine(RuleBasedStateMachine):
         adaptive: bool,
         tick: float,
         arm: Arm,
+        ticket_every: int | None,
     ) -> None:
+        self.tickets = None if ticket_every is None else Tickets(b"key", every=ticket_every)
         self.prompt, self.max_tokens, self.salt, self.quality = tuple(prompt), max_tokens, salt, quality
         self.reference = target_alone(self.prompt, max_tokens, salt)
         self.limits = CloudLimits(max_draft_tokens=max_draft, max_unacknowledged=max_unacknowledged)
@@ -135,8 +141,8 @@ class ProtocolMachine(RuleBasedStateMachine):
     def act(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
-                case Connect(_, mode):
-                    self.connect(mode)
+                case Connect():
+                    self.connect(action)
                 case SendMode(mode):
                     assert self.link is not None
                     self.link.up.append(mode)
@@ -159,18 +165,34 @@ class ProtocolMachine(RuleBasedStateMachine):
                 case End():
                     self.ends.append(action)
 
-    def connect(self, mode: Mode) -> None:
+    def connect(self, connect: Connect) -> None:
+        output = self.device.output[: connect.length - len(self.prompt)]
+        opening = Open(
+            model="m",
+            tokenizer_hash="",
+            generation_id=bytes(16),
+            attempt=connect.attempt,
+            prompt=self.prompt,
+            params=SamplingParams(max_tokens=self.max_tokens, seed=1),
+            output=tuple(output),
+            ticket=connect.ticket,
+        )
+        if self.tickets is None:
+            assert output == self.device.output
+        else:
+            self.tickets.check("tenant", "m", opening)
         cloud = CloudCore(
             prompt_length=len(self.prompt),
-            output=self.device.output,
+            output=output,
             finish_rule=EndRule(self.max_tokens),
             vocabulary_size=VOCABULARY,
             max_output=self.max_tokens,
             limits=self.limits,
             now=self.now,
-            mode=mode,
+            mode=connect.mode,
         )
-        self.link = Link(cloud, [], [], [], set())
+        line = None if self.tickets is None else self.tickets.line("tenant", "m", opening)
+        self.link = Link(cloud, [], [], [], set(), line)
         self.link.down.append(
             Opened(
                 model="m",
@@ -216,8 +238,8 @@ class ProtocolMachine(RuleBasedStateMachine):
                 self.link.received.append(message)
 
     @precondition(lambda self: self.running and self.link.down)
-    @rule(duplicate=st.booleans())
-    def deliver_down(self, duplicate: bool) -> None:
+    @rule(duplicate=st.booleans(), apart=st.booleans())
+    def deliver_down(self, duplicate: bool, apart: bool = False) -> None:
         assert self.link is not None
         self.tick()
         message = self.link.down.pop(0)
@@ -230,10 +252,21 @@ class ProtocolMachine(RuleBasedStateMachine):
         if isinstance(message, Advice):
             self.act(self.device.advised(message, self.now))
             return
+        assert isinstance(message, Commit)
         link = self.link
         for _ in range(1 + duplicate):
             if self.link is link and not self.device.ended:
-                self.act(self.device.committed(message, self.now))
+                self.act((self.device.take if apart else self.device.committed)(message, self.now))
+        following = link.down[0] if link.down else None
+        if isinstance(following, Ticket):  # in the same frame
+            link.down.pop(0)
+            self.act(self.device.proved(following))
+
+    @precondition(lambda self: self.device._looking or self.device._taken)
+    @rule()
+    def look_ahead(self) -> None:
+        """A while after a commit was taken."""
+        self.act(self.device.look_ahead(self.now))
 
     @precondition(lambda self: self.running)
     @rule(
@@ -297,6 +330,9 @@ class ProtocolMachine(RuleBasedStateMachine):
         commit = cloud.step(targets, self.now)
         assert commit is not None
         self.link.down.append(commit)
+        ticket = None if self.link.tickets is None else self.link.tickets.commit(commit.tokens)
+        if ticket is not None:
+            self.link.down.append(Ticket(ticket, commit.end))
 
     @precondition(lambda self: self.task is None and not self.device.ended)
     @rule()
@@ -349,6 +385,15 @@ class ProtocolMachine(RuleBasedStateMachine):
         self.act(self.device.lost(Unavailable("cut"), self.now))
         self.reach_deadline()
 
+    @precondition(lambda self: self.running)
+    @rule(events=st.integers(5, 60))
+    def go_on(self, events: int) -> None:
+        """Undisturbed for a while: what comes later is disturbed in the middle of an answer."""
+        for _ in range(events):
+            if not self.running:
+                return
+            self.move()
+
     @precondition(lambda self: self.device.ended)
     @rule()
     def late(self) -> None:
@@ -396,6 +441,30 @@ class ProtocolMachine(RuleBasedStateMachine):
             assert self.link.cloud.buffered <= self.limits.max_draft_tokens
             assert len(self.link.cloud.output) - len(self.device.output) <= self.limits.max_unacknowledged + 13
 
+    def move(self) -> None:
+        """One event of an undisturbed run."""
+        assert self.link is not None
+        if self.task is not None:
+            self.end_draft(False)
+        elif self.device._looking:
+            self.look_ahead()
+        elif self.link.up:
+            self.deliver_up(False)
+        elif self.link.down:
+            self.deliver_down(False)
+        elif self.link.cloud._verifying is not None:
+            self.end_step()
+        else:
+            self.begin_draft()
+            if self.link.cloud.runnable and not self.link.cloud.held(self.now):
+                self.begin_step(3, 2)
+            elif self.link.cloud.held(self.now) and not self.link.up and self.task is None:
+                deadline = self.link.cloud.next_deadline()  # in lockstep, when the device's run was lost as stale
+                assert deadline is not None
+                self.now = max(self.now, deadline)
+            elif self.task is None:
+                self.wait()
+
     def teardown(self) -> None:
         """Left to themselves with everything delivered, they end, with the target's text."""
         if not hasattr(self, "device"):
@@ -403,25 +472,7 @@ class ProtocolMachine(RuleBasedStateMachine):
         for _ in range(50 * self.max_tokens + 200):
             if self.device.ended:
                 break
-            assert self.link is not None
-            if self.task is not None:
-                self.end_draft(False)
-            elif self.link.up:
-                self.deliver_up(False)
-            elif self.link.down:
-                self.deliver_down(False)
-            elif self.link.cloud._verifying is not None:
-                self.end_step()
-            else:
-                self.begin_draft()
-                if self.link.cloud.runnable and not self.link.cloud.held(self.now):
-                    self.begin_step(3, 2)
-                elif self.link.cloud.held(self.now) and not self.link.up and self.task is None:
-                    deadline = self.link.cloud.next_deadline()  # in lockstep, when the device's run was lost as stale
-                    assert deadline is not None
-                    self.now = max(self.now, deadline)
-                elif self.task is None:
-                    self.wait()
+            self.move()
         assert self.device.state is DeviceState.FINISHED
         assert self.device.output == self.reference
         assert len(self.ends) == 1

@@ -107,6 +107,73 @@ def test_a_held_sequence_sits_out_and_the_others_go_on() -> None:
     assert one.core.output == right[:5]
 
 
+def answering(key: str, response: float) -> Sequence:
+    one = known(key, 40, 10)
+    for _ in range(5):
+        one.core.response.committed(3, 0.0)
+        one.core.response.opened(3, 1, response)
+        one.core.response.continued(1, response + 0.002)
+    return one
+
+
+def test_nobody_is_held_while_others_go_on() -> None:
+    policy = policy_of(CHEAP)
+    pair = [answering("a", 0.004), answering("b", 0.008)]
+    first, second = policy.holds(pair, 1, False, 0.0)
+    assert first is not None
+    assert second is not None
+    assert first.seconds == pytest.approx(second.seconds)  # the first waits for the second
+    assert policy.holds(pair, 5, True, 0.0) == [None, None]
+    assert policy.holds([*pair, known("c", 40, 10)], 2, False, 0.0) == [None] * 3  # nothing is known of its pace
+    assert policy.holds([*pair, answering("far", 0.200)], 2, False, 0.0) == [None] * 3
+    assert policy.holds([], 0, False, 0.0) == []
+
+
+class Together(FixedRows):
+    """Holds everybody for one token."""
+
+    def hold(self, sequence: Sequence, others: int, now: float) -> Hold | None:
+        return Hold(0.010, 1)
+
+
+def test_those_who_are_held_together_begin_together() -> None:
+    scheduler = Scheduler(SchedulerConfig(max_model_len=64, num_blocks=64, block_size=4), Together(8))
+    pair = [sequence("a", [1, 2, 3], 30), sequence("b", [4, 5, 6], 30)]
+    for one in pair:
+        scheduler.add(one)
+    assert step(scheduler, 0.0) == ["a", "b"]
+    pair[0].core.receive(DraftRun(0, 4, (1,)), 0.002)
+    assert not scheduler.has_work(0.002)  # b's draft is still on its way
+    pair[1].core.receive(DraftRun(0, 4, (1,)), 0.003)
+    assert scheduler.has_work(0.003)
+    assert step(scheduler, 0.003) == ["a", "b"]
+    assert not scheduler.has_work(0.004)
+    assert scheduler.has_work(0.014)  # late drafts are not waited for
+    assert step(scheduler, 0.014) == ["a", "b"]
+    assert not scheduler.has_work(0.015)
+    scheduler.add(sequence("c", [7], 30))
+    assert scheduler.has_work(0.015)  # who comes does not wait for others
+    assert step(scheduler, 0.015) == ["c"]
+
+
+def test_a_step_is_not_much_larger_than_any_before() -> None:
+    policy = policy_of({1: 0.030, 8: 0.030})
+    batch = [known(str(number), 60, 4) for number in range(8)]
+    assert sum(policy.draft_rows(batch, [8] * 8, 500, 0.0)) == 4
+    policy.observe(64, 0.030)
+    assert sum(policy.draft_rows(batch, [8] * 8, 500, 0.0)) == 64
+
+
+def test_now_and_then_a_step_does_without_drafts() -> None:
+    policy = policy_of(CHEAP)
+    plain = 0
+    for _ in range(1000):
+        rows = policy.draft_rows([known("a", 60, 4)], [8], 31, 0.0)[0]
+        policy.observe(1 + rows, 0.030)
+        plain += rows == 0
+    assert 5 <= plain <= 10
+
+
 def test_what_was_not_verified_is_compared_all_the_same() -> None:
     scheduler = Scheduler(SchedulerConfig(max_model_len=64, num_blocks=64, block_size=4), FixedRows(0))
     one = sequence("a", [1, 2, 3], 30)

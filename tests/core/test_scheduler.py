@@ -50,7 +50,16 @@ def answer(prompt: list[int], count: int) -> list[int]:
     return tokens[len(prompt) :]
 
 
-def sequence(key: str, prompt: list[int], count: int, *, salt: bytes = b"", unacknowledged: int = 1000) -> Sequence:
+def sequence(
+    key: str,
+    prompt: list[int],
+    count: int,
+    *,
+    salt: bytes = b"",
+    unacknowledged: int = 1000,
+    tenant: str = "",
+    weight: float = 1.0,
+) -> Sequence:
     limits = CloudLimits(max_unacknowledged=unacknowledged)
     core = CloudCore(
         prompt_length=len(prompt),
@@ -61,7 +70,16 @@ def sequence(key: str, prompt: list[int], count: int, *, salt: bytes = b"", unac
         limits=limits,
         now=0.0,
     )
-    return Sequence(key, list(prompt), core, SamplingParams(), max_len=len(prompt) + count, cache_salt=salt)
+    return Sequence(
+        key,
+        list(prompt),
+        core,
+        SamplingParams(),
+        max_len=len(prompt) + count,
+        cache_salt=salt,
+        tenant=tenant,
+        weight=weight,
+    )
 
 
 class Bench:

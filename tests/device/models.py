@@ -29,17 +29,18 @@ SIZES: dict[str, Any] = {
 }
 
 
-def build(kind: str, folder: Path, **changes: Any) -> Path:
-    """Write a random checkpoint of ``kind`` ("Llama", "Qwen2", ...) and its tokenizer."""
+def build(kind: str, folder: Path, *, shard: str | None = None, **changes: Any) -> Path:
+    """Write a random checkpoint of ``kind`` ("Llama", "Qwen2", ...) and its tokenizer; in shards of size ``shard``."""
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **changes})
+    name = "Gemma3Text" if kind == "Gemma3" else kind
+    config = getattr(transformers, f"{name}Config")(**{**SIZES, **changes})
     model = getattr(transformers, f"{kind}ForCausalLM")(config)
     for name, parameter in model.named_parameters():
         if name.endswith("bias") or "norm" in name:
             torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.2)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, **({} if shard is None else {"max_shard_size": shard}))
     words = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "<end>", "ab", "abc"]
     inner = tokenizers.Tokenizer(models.BPE({w: i for i, w in enumerate(words)}, [("a", "b"), ("ab", "c")]))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

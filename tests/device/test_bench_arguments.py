@@ -73,6 +73,14 @@ def settings(*arguments: str, server: str = "h:1") -> Settings:
         (["--server", "grpcs://h:1", "--rtt", "0", "--rate", "1mbit"], ["TLS"]),
         (["--server", "local", "--dtype", "int8"], ["--dtype is 'int8'"]),
         (["--server", "local", "--verifier-flags", "'"], ['--verifier-flags is "\'"']),
+        (["--reference", "r"], ["--reference is 'r'", "--server local"]),
+        (["--work-dir", "w"], ["--work-dir is 'w'", "--server local"]),
+        (["--no-cloud-draft-model"], ["--no-cloud-draft-model is 'given'", "--server local"]),
+        (
+            ["--server", "local", "--arms", "cloud,co-located-model", "--no-cloud-draft-model"],
+            ["--arms is 'co-located-model'", "--no-cloud-draft-model"],
+        ),
+        (["--prompt-file", "/dev/zero"], ["--prompt-file /dev/zero cannot be read", "longer than"]),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +114,7 @@ def test_a_verifier_of_ones_own() -> None:
     assert more.local.flags[-2:] == ("--threads", "2")
     assert more.local.draft_model
     assert not more.device_drafts
-    without = settings("--arms", "co-located-model", "--no-cloud-draft-model", server="local")
+    without = settings("--arms", "co-located", "--no-cloud-draft-model", server="local")
     assert without.local is not None
     assert not without.local.draft_model
 

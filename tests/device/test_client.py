@@ -64,6 +64,21 @@ def client() -> Iterator[Client]:
         yield client
 
 
+# -- what contradicts itself -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arm", ["device-lockstep", "device-async"])
+@pytest.mark.parametrize("draft", [None, "none"])
+def test_an_arm_that_needs_a_drafter_is_refused_without_one(arm: str, draft: str | None) -> None:
+    with pytest.raises(InvalidParameter, match=f"expected something to draft with, for the arm {arm}"):
+        AsyncClient("scripted:1", draft=draft, arm=arm)
+
+
+def test_an_arm_that_needs_the_cloud_is_refused_where_it_is_never_to_be_asked() -> None:
+    with pytest.raises(InvalidParameter, match="arm is 'co-located'; expected device-only"):
+        AsyncClient(None, draft=ListDrafter(), arm="co-located", cloud="never")
+
+
 # -- several readers of one stream ---------------------------------------------------------------------------------
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pilotfish.generation import Generation
-from pilotfish_core.device_actions import DeviceConfig
+from pilotfish.result import Piece, Result
+from pilotfish_core.device_actions import Action, DeviceConfig
+from pilotfish_core.drafter import DraftContext
 from pilotfish_core.drafts import Commit, Finish, FinishReason, Origin
 from pilotfish_core.errors import FingerprintMismatch, InvalidRequest, PromptTooLong, ProtocolViolation, Unavailable
 from pilotfish_core.messages import Opened
+from pilotfish_core.modes import Arm
 from pilotfish_core.parameters import SamplingParams
 from pilotfish_core.retry import RetryPolicy
 from pilotfish_core.wire import MAX_FRAME_BYTES
@@ -181,6 +186,104 @@ async def test_a_token_outside_the_vocabulary_ends_the_drafting_not_the_answer(b
         assert str(bad) in result.metrics.drafter_error
 
 
+class BadContext(DraftContext):
+    """Does one thing wrong."""
+
+    def __init__(self, fault: Callable[[int], Any], closing: BaseException | None = None) -> None:
+        self.length_held = 0
+        self._fault, self._closing = fault, closing
+
+    @property
+    def length(self) -> int:
+        return self.length_held
+
+    def rewind(self, length: int) -> None:
+        assert 0 <= length <= self.length_held
+        self.length_held = length
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        self.length_held += len(tokens)
+
+    def draft(self, count: int) -> Any:
+        tokens = self._fault(count)
+        self.length_held += len(tokens)
+        return tokens
+
+    def close(self) -> None:
+        if self._closing is not None:
+            raise self._closing
+
+
+class BadDrafter(ListDrafter):
+    def __init__(self, context: BadContext) -> None:
+        super().__init__()
+        self.context = context
+
+    def open(self, params: SamplingParams, prompt_length: int) -> DraftContext:
+        return self.context
+
+
+def raising(error: BaseException) -> Callable[[int], Any]:
+    def draft(count: int) -> Any:
+        raise error
+
+    return draft
+
+
+async def answer_with(drafter: BadDrafter, **options: Any) -> tuple[ScriptedTransport, Result]:
+    """A verifier that waits for what the first task of the drafter comes to."""
+    asked = threading.Event()
+    fault = drafter.context._fault
+
+    def draft(count: int) -> Any:
+        asked.set()
+        return fault(count)
+
+    drafter.context._fault = draft
+
+    async def script(stream: ScriptedStream) -> AsyncIterator[Opened | Commit]:
+        yield opened()
+        yield commits("x", AT)
+        await asyncio.to_thread(asked.wait, 20)
+        yield commits("y", AT + 1)
+        yield commits("z", AT + 2, LENGTH)
+
+    verifier = ScriptedTransport(script)
+    _, result = await run(generation(), verifier, drafter=drafter, **options)
+    assert result.text == "xyz"
+    return verifier, result
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("broken"), StopIteration("odd"), SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()],
+)
+async def test_a_drafter_that_raises_ends_the_drafting_not_the_answer(error: BaseException) -> None:
+    _, result = await answer_with(BadDrafter(BadContext(raising(error))))
+    assert result.metrics.drafter_error is not None
+    assert type(error).__name__ in result.metrics.drafter_error
+
+
+@pytest.mark.parametrize("arm", [Arm.ASYNC, Arm.LOCKSTEP, Arm.AUTO])
+async def test_of_too_many_draft_tokens_those_asked_for_are_taken(arm: Arm) -> None:
+    config = DeviceConfig(window=3, arm=arm, adaptive=False)
+    verifier, result = await answer_with(BadDrafter(BadContext(lambda count: [65] * 1000)), config=config)
+    assert result.metrics.drafter_error is None
+    assert all(len(drafted.tokens) <= 3 for drafted in verifier.streams[0].runs)
+
+
+async def test_what_a_drafter_returns_need_not_be_pythons_own_numbers() -> None:
+    _, result = await answer_with(BadDrafter(BadContext(lambda count: np.full(count, 65, dtype=np.int64))))
+    assert result.metrics.drafter_error is None
+
+
+async def test_a_context_that_cannot_be_closed_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    await answer_with(BadDrafter(BadContext(lambda count: [], OSError("gone"))))
+    assert [record.getMessage() for record in caplog.records] == [
+        "the drafter's context could not be closed: OSError: gone"
+    ]
+
+
 # -- time ----------------------------------------------------------------------------------------------------------
 
 
@@ -190,6 +293,45 @@ async def test_a_timer_that_fires_early_is_armed_again(monkeypatch: pytest.Monke
     with pytest.raises(Unavailable, match="nothing heard"):
         async with asyncio.timeout(5):
             await run(generation(), ScriptedTransport(says()), config=config)
+
+
+async def test_the_app_has_its_piece_before_anybody_thinks_of_the_next_draft() -> None:
+    order: list[str] = []
+    looked = asyncio.Event()
+
+    async def script(stream: ScriptedStream) -> AsyncIterator[Opened | Commit]:
+        yield opened()
+        yield commits("x", AT)
+        await looked.wait()
+        yield commits("y", AT + 1, LENGTH)
+
+    with driving(generation(), ScriptedTransport(script), drafter=ListDrafter([65])) as driver:
+        look_ahead = driver._core.look_ahead
+
+        def looking(now: float) -> list[Action]:
+            if driver._core._looking:
+                order.append("looked")
+                looked.set()
+            return look_ahead(now)
+
+        driver._core.look_ahead = looking  # type: ignore[method-assign]
+
+        async def read() -> None:
+            while isinstance(piece := await driver.pieces.get(), Piece):
+                order.append(piece.text)
+
+        async with asyncio.timeout(30):
+            await asyncio.gather(read(), driver.run())
+    assert order == ["x", "looked", "y"]
+
+
+async def test_what_is_asked_before_it_runs_is_done_then() -> None:
+    with driving(generation(), ScriptedTransport(says(opened()))) as driver:
+        driver.cancel()
+        await driver.run()
+    result = driver.outcome.result()
+    assert isinstance(result, Result)
+    assert result.finish_reason is FinishReason.ABORT
 
 
 # -- what cannot be sent -------------------------------------------------------------------------------------------

@@ -182,3 +182,22 @@ def test_an_output_that_is_full(options: list[str], tmp_path: Path) -> None:
     assert done.returncode == 1
     assert done.stderr == "pilotfish: cannot write to standard output: No space left on device\n"
     assert Generation.load(file).prompt == ids("ab")
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="needs a file that never ends")
+def test_a_prompt_that_never_ends_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--prompt-file", "/dev/zero") == 1
+    assert "--prompt-file /dev/zero cannot be read: it is longer than" in capsys.readouterr().err
+
+
+def test_closed_standard_streams_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdin", None)
+        assert run("--prompt-file", "-") == 1
+        assert "standard input is closed" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        assert run("--prompt", "a") == 1
+    assert capsys.readouterr().err == "pilotfish: cannot write to standard output: it is closed\n"

@@ -24,9 +24,8 @@ class Verifier:
     """A server of the reference target on the test's own event loop; the engine steps in its thread."""
 
     def __init__(self, **options: Any) -> None:
-        self.config = ServerConfig(
-            model=TARGET, served_model_name="target", **{"port": 0, "http_port": 0, "deterministic": True} | options
-        )
+        defaults: dict[str, Any] = {"model": TARGET, "served_model_name": "target", "port": 0, "http_port": 0}
+        self.config = ServerConfig(**defaults | {"deterministic": True} | options)
         self.engine = EmbeddedEngine.load(self.config)
         self.server = VerifierServer(self.config, self.engine, self.engine.tokenizer)
 
@@ -57,9 +56,9 @@ async def verifier() -> AsyncIterator[Verifier]:
 
 @contextlib.asynccontextmanager
 async def connected(verifier: Verifier, **options: Any) -> AsyncIterator[AsyncClient]:
-    """A client; without a drafter the target decodes alone."""
+    """A client; without a drafter the target decodes alone. ``server``: another address of it."""
     alone = {"draft": None, "arm": "cloud"} if options.get("draft") is None else {}
-    async with AsyncClient(verifier.address, **alone | options) as client:
+    async with AsyncClient(options.pop("server", verifier.address), **alone | options) as client:
         yield client
 
 

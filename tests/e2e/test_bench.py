@@ -121,6 +121,16 @@ def children(parent: int) -> list[int]:
     return found
 
 
+async def test_an_arm_that_the_verifier_cannot_offer(verifier: Verifier) -> None:
+    process = await bench(verifier, "--arms", "cloud,co-located-model", "--rtt", 0, "--prompts", 1)
+    output, errors = await asyncio.wait_for(process.communicate(), 100)
+    assert (process.returncode, output) == (1, b"")
+    assert errors == (
+        b"pilotfish: --arms is 'co-located-model'; expected another arm: the verifier has no draft model "
+        b"(--draft-model)\n"
+    )
+
+
 async def test_a_verifier_that_is_not_there(verifier: Verifier, tmp_path: Path) -> None:
     process = await bench(verifier, "--model", "other", "--rtt", 0)
     output, errors = await asyncio.wait_for(process.communicate(), 100)

@@ -4,69 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
-from typing import Any, cast
+from typing import Any
 
 import grpc
 import pytest
 
 from pilotfish_cloud import service
-from pilotfish_core.messages import Open
-from pilotfish_core.parameters import SamplingParams
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
-from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
-from pilotfish_core.wire import DeviceFrameWriter
-from tests.e2e.conftest import Verifier, connected
+from tests.e2e.conftest import Verifier
+from tests.e2e.raw_calls import call, opening, serves
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-PROMPT = (5, 6, 7, 8)
 
 
-def opening(verifier: Verifier, *, attempt: int = 1, name: int = 1, **params: Any) -> pb.DeviceFrame:
-    return DeviceFrameWriter().open(
-        Open(
-            model="",
-            tokenizer_hash=verifier.engine.tokenizer.hash,
-            generation_id=name.to_bytes(16),
-            attempt=attempt,
-            prompt=PROMPT,
-            params=SamplingParams(**{"max_tokens": 8, "temperature": 0.0, "ignore_eos": True} | params),
-        )
-    )
-
-
-async def says(
-    verifier: Verifier,
-    frames: Iterable[pb.DeviceFrame],
-    *,
-    stay: asyncio.Event | None = None,
-    began: asyncio.Event | None = None,
-) -> tuple[grpc.StatusCode, str]:
-    """The status that these frames end with. ``stay``: until when the call sends no end; ``began``: it was answered."""
-
-    async def requests() -> AsyncIterator[pb.DeviceFrame]:
-        for frame in frames:
-            yield frame
-        if stay is not None:
-            await stay.wait()
-
-    async with grpc.aio.insecure_channel(verifier.address.removeprefix("grpc://")) as channel:
-        stub = cast("pb_grpc.VerifierAsyncStub", pb_grpc.VerifierStub(channel))
-        call: Any = stub.Generate(requests())
-        try:
-            async for _ in call:
-                if began is not None:
-                    began.set()
-        except grpc.aio.AioRpcError as error:
-            return error.code(), error.details() or ""
-        return await call.code(), ""
-
-
-async def serves(verifier: Verifier) -> None:
-    async with connected(verifier) as client:
-        stream = await client.generate("def f(", max_tokens=4, temperature=0, ignore_eos=True)
-        assert len((await stream.result()).token_ids) == 4
-    assert verifier.server.gateway is not None
-    assert verifier.server.gateway.running == 0
+async def says(verifier: Verifier, frames: Iterable[pb.DeviceFrame], **options: Any) -> tuple[grpc.StatusCode, str]:
+    """The status that these frames end with."""
+    said = await call(verifier, frames, **options)
+    return said.code, said.details
 
 
 @pytest.mark.parametrize(

@@ -125,6 +125,9 @@ def test_a_bad_quantity_is_named(text: str) -> None:
         ({"rate_up": 0.0}, "above 0"),
         ({"cuts": (Cut(1, 0),)}, "cut"),
         ({"changes": (Change(2, 0), Change(1, 0))}, "in the order"),
+        ({"rtt_s": 0.1, "jitter_s": 0.02, "changes": (Change(1, 0.01),)}, "at most the round trip"),
+        ({"changes": (Change(1, 1e9),)}, "rtt_s is"),
+        ({"changes": (Change(1, -0.1),)}, "rtt_s is"),
     ],
 )
 def test_a_link_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -132,7 +135,7 @@ def test_a_link_that_cannot_be_is_refused(changes: dict[str, Any], message: str)
         LinkSpec(**changes)
 
 
-@pytest.mark.parametrize("text", ["", "a\n", "5\n3\n", "0\n", "-1\n4\n"])
+@pytest.mark.parametrize("text", ["", "a\n", "5\n3\n", "0\n", "-1\n4\n", f"{10**400}\n", "\xff\xfe\x00"])
 def test_a_file_that_is_no_trace_is_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "trace"
     file.write_text(text)

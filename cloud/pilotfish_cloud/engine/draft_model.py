@@ -16,7 +16,7 @@ from typing import Final
 
 import torch
 
-from pilotfish_cloud.engine.attention import Segment
+from pilotfish_cloud.engine.attention_plan import Segment
 from pilotfish_cloud.engine.loading import LoadedModel
 from pilotfish_cloud.engine.model_runner import ModelRunner
 from pilotfish_cloud.engine.sampler import Sampler, SequenceRows

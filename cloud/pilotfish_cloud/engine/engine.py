@@ -89,8 +89,8 @@ class EmbeddedEngine(Engine):
                 )
             )
         self.scheduler = Scheduler(scheduling, speculation_policy(config), drafters)
-        for rows, seconds in step_times(self.runner, most=config.max_draft_rows + 1):
-            self.scheduler.policy.observe(rows, seconds)
+        for rows, load, seconds in step_times(self.runner, most=config.max_draft_rows + 1):
+            self.scheduler.policy.observe(rows, seconds, load)
         self._sampler = StepSampler(self.tokenizer)
         self._verify = VerifyCounts()
         limits = CloudLimits(
@@ -106,6 +106,7 @@ class EmbeddedEngine(Engine):
             "dtype": loaded.dtype_name,
             "rule": str(rule),
             "packed": self.runner.packed,
+            "rope_length": self.runner.rope_length,
             **StepSampler.facts(),
         }
         self.info = EngineInfo(
@@ -138,7 +139,7 @@ class EmbeddedEngine(Engine):
         """Load the model that a server was asked to serve. Raises ModelLoadError, LocalError."""
         torch.set_num_threads(config.threads)
         return cls(
-            load_model(config.model, dtype=config.dtype),
+            load_model(config.model, dtype=config.dtype, device=config.device),
             EngineConfig(
                 max_model_len=config.max_model_len,
                 max_num_seqs=config.max_num_seqs,
@@ -150,7 +151,9 @@ class EmbeddedEngine(Engine):
                 deterministic=config.deterministic,
                 threads=config.threads,
             ),
-            draft=None if config.draft_model is None else load_model(config.draft_model, dtype=config.dtype),
+            draft=None
+            if config.draft_model is None
+            else load_model(config.draft_model, dtype=config.dtype, device=config.device),
         )
 
     # -- any thread -------------------------------------------------------------------------------------------------
@@ -204,10 +207,11 @@ class EmbeddedEngine(Engine):
     def stats(self) -> EngineStats:
         """A snapshot of the counters."""
         counts, blocks, cache = self.scheduler.counts, self.scheduler.blocks, self.scheduler.cache
+        buckets = tuple(zip(STEP_BUCKETS, itertools.accumulate(self._step_histogram), strict=True))
         return EngineStats(
-            steps=counts.steps,
+            steps=buckets[-1][1],
             step_seconds=self._step_seconds,
-            step_buckets=tuple(zip(STEP_BUCKETS, itertools.accumulate(self._step_histogram), strict=True)),
+            step_buckets=buckets,
             prefill_rows=counts.prefill_rows,
             decode_rows=counts.decode_rows,
             draft_rows=counts.draft_rows,
@@ -218,11 +222,13 @@ class EmbeddedEngine(Engine):
             failures=self._failures,
             running=len(self.scheduler.running),
             waiting=len(self.scheduler.waiting),
+            waiting_tokens=self.scheduler.waiting.tokens,
+            tenants=len(self.scheduler.counters),
             blocks_total=blocks.num_blocks,
             blocks_held=blocks.num_held,
             blocks_kept=blocks.num_kept,
             cache_hit_tokens=cache.hit_tokens,
-            cache_miss_tokens={reason.value: count for reason, count in cache.miss_tokens.items()},
+            cache_miss_tokens={reason.value: count for reason, count in dict(cache.miss_tokens).items()},
         )
 
     def _post(self, message: Callable[[], None]) -> bool:
@@ -323,13 +329,14 @@ class EmbeddedEngine(Engine):
         outcomes = self._sampler.sample(step.scheduled, computed)
         now = time.monotonic()
         if all(entry.committed == 1 and entry.yields for entry in step.scheduled):
-            self.scheduler.policy.observe(step.num_rows, now - began)
+            self.scheduler.policy.observe(step.num_rows, now - began, step.load)
         done = self.scheduler.complete(step, outcomes, now)
         self.runner.keep(done.stores)
         for sequence, commit in done.commits:
             self._committed += len(commit.tokens)
             self._sampler.committed(sequence.key, commit.tokens)
-            self._events.append(CommitEvent(sequence.key, commit, now))
+            counts = None if commit.finish is None else sequence.core.counts
+            self._events.append(CommitEvent(sequence.key, commit, now, counts))
         for sequence, error in done.failures:
             self._failures += 1
             self._events.append(FailedEvent(sequence.key, error))

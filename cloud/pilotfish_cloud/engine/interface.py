@@ -37,7 +37,8 @@ class OpenRequest:
     """A generation to begin, or to continue from what the device holds.
 
     ``key`` names the stream within the engine: unique, never used again. ``output`` are the committed tokens of a
-    resume. ``cache_salt`` separates tenants in the prefix cache; the server derives it, never the client.
+    resume. ``cache_salt`` separates tenants in the prefix cache; the server derives it, never the client. ``tenant``
+    and its ``weight`` decide who shares rows, seats and memory with whom; the server's to set too.
     """
 
     key: str
@@ -45,6 +46,8 @@ class OpenRequest:
     params: SamplingParams
     output: tuple[int, ...] = ()
     cache_salt: bytes = b""
+    tenant: str = ""
+    weight: float = 1.0  # of the tenant; the last one given counts
     mode: Mode = dataclasses.field(default_factory=Mode)
     hint: Hint = dataclasses.field(default_factory=Hint)
     pace: Pace | None = None
@@ -65,6 +68,7 @@ class CommitEvent:
     key: str
     commit: Commit
     step_ended: float  # time.monotonic() seconds, for the service's delay metric
+    counts: VerifyCounts | None = None  # with a finish: those of the whole generation
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,6 +104,8 @@ class EngineStats:
     failures: int
     running: int
     waiting: int
+    waiting_tokens: int  # of their prompts, and what was committed of those that were preempted
+    tenants: int  # with unfinished generations
     blocks_total: int
     blocks_held: int
     blocks_kept: int

@@ -35,7 +35,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight = linear.weight.detach()
-        self.dtype = weight.dtype
+        self.dtype, self.device = weight.dtype, weight.device
         # A copy of its own: a loader's memory map may be aligned in any way, an allocation is not.
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.clone(), 8) if packed else weight
         self._bias = None if linear.bias is None else linear.bias.detach().clone()

@@ -9,10 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pilotfish_cloud.engine.attention import AttentionRule, AttentionStep, Segment
+from pilotfish_cloud.engine.attention import AttentionStep
+from pilotfish_cloud.engine.attention_plan import AttentionRule, Segment
 from pilotfish_cloud.engine.kv_store import KVStore
 from pilotfish_cloud.engine.linear import PackedLinear, pack_linears, packing_available
-from pilotfish_cloud.engine.loading import LoadedModel, ModelShape
+from pilotfish_cloud.engine.loading import LoadedModel
+from pilotfish_cloud.engine.model_config import ModelShape
+from pilotfish_cloud.engine.rope import pin_rope
 from pilotfish_core.errors import EngineFailure
 from pilotfish_core.scheduling import BlockCopy, ScheduledRows, ScheduledStep, Sequence
 
@@ -46,8 +49,9 @@ class ModelRunner:
         self.max_len = max_len
         self.packed = packing_available(self.device, self.dtype)
         self.linears: list[PackedLinear] = pack_linears(loaded.model, packed=self.packed)
+        self.rope_length = pin_rope(loaded.model, max_len)
         self._backbone: nn.Module = loaded.model.get_submodule("model")
-        self.lm_head: nn.Module = loaded.model.get_submodule("lm_head")
+        self.lm_head: nn.Module = _Head(loaded.model.get_submodule("lm_head"), self.shape.logit_softcap)
         self.rule = AttentionRule()
         self.row_sizes: tuple[int, ...] | None = None
         self.store = KVStore(
@@ -139,6 +143,20 @@ class ModelRunner:
             if not bool(own):
                 broken.add(entry.sequence.key)
         return frozenset(broken)
+
+
+class _Head(nn.Module):
+    """Hidden states [rows, hidden] to logits [rows, vocabulary], bounded to (-softcap, softcap) where a model is so."""
+
+    def __init__(self, linear: nn.Module, softcap: float | None) -> None:
+        super().__init__()
+        self._linear, self._softcap = linear, softcap
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        logits: Tensor = self._linear(hidden)
+        if self._softcap is not None:
+            logits = torch.tanh(logits / self._softcap) * self._softcap
+        return logits
 
 
 def _slot(sequence: Sequence) -> int:

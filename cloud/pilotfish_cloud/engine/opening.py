@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Seq
 
 from pilotfish_cloud.engine.interface import OpenRequest
@@ -28,7 +29,7 @@ class Opener:
     def open(self, request: OpenRequest, now: float) -> tuple[Sequence, Commit | None]:
         """The sequence, and the empty commit with the finish when a resumed output is complete already.
 
-        Raises InvalidParameter (prompt or logit_bias), PromptTooLong, ProtocolViolation (resumed output),
+        Raises InvalidParameter (prompt, logit_bias or weight), PromptTooLong, ProtocolViolation (resumed output),
         ResumeRefused (output beyond its own end).
         """
         prompt, output, params = request.prompt, request.output, request.params
@@ -39,6 +40,8 @@ class Opener:
         for token, _bias in params.logit_bias:
             if token >= self._vocabulary_size:
                 raise InvalidParameter.of("logit_bias", token, f"token ids below {self._vocabulary_size}")
+        if not (request.weight > 0 and math.isfinite(request.weight)):
+            raise InvalidParameter.of("weight", request.weight, "a positive number")
         room = self._max_model_len - len(prompt)
         if room < max(1, len(output)):
             raise PromptTooLong(
@@ -70,6 +73,8 @@ class Opener:
             params,
             max_len=len(prompt) + max_output,
             cache_salt=request.cache_salt,
+            tenant=request.tenant,
+            weight=request.weight,
         )
         return sequence, finished
 

@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Final
 
 from pilotfish_cloud.config import ServerConfig
+from pilotfish_cloud.engine.event_codec import unpack
 from pilotfish_cloud.engine.interface import (
     CommitEvent,
     DeathListener,
@@ -84,7 +85,7 @@ class EngineProcess(Engine):
             )
         connection = Connection(ours.detach())
         try:
-            connection.send((config, logging.getLogger().getEffectiveLevel()))
+            connection.send(config)
             return cls(process, connection)
         except BaseException as error:
             connection.close()
@@ -178,7 +179,7 @@ class EngineProcess(Engine):
             except (EOFError, OSError):
                 break
             if isinstance(message, list):
-                self._tell(message)
+                self._tell(unpack(message))
             elif isinstance(message, EngineStats):
                 self._stats = message
             else:

@@ -17,6 +17,9 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any, Final
 
+from pilotfish_cloud import logs
+from pilotfish_cloud.config import ServerConfig
+from pilotfish_cloud.engine.event_codec import pack
 from pilotfish_cloud.engine.interface import EngineEvent
 from pilotfish_core.errors import LocalError, MissingExtra, PilotfishError
 from pilotfish_core.scheduling import IntegrityError
@@ -34,8 +37,8 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # a signal to the whole group drains the parent, which then closes us
     connection = Connection(int(sys.argv[1]))
-    config, log_level = connection.recv()
-    logging.basicConfig(level=log_level, format="%(levelname)s %(name)s: %(message)s")
+    config: ServerConfig = connection.recv()
+    logs.set_up(config.log_level, config.log_format)
     os.environ.setdefault("OMP_NUM_THREADS", str(config.threads))
     # Loading can take minutes; should the parent go meanwhile, nobody waits for the model any more.
     orphaned = threading.Event()
@@ -101,7 +104,7 @@ class _Worker:
                 self._send((complaint,))
 
     def _tell(self, events: Sequence[EngineEvent]) -> None:
-        self._send(list(events))
+        self._send(pack(events))
 
     def _died(self, reason: str) -> None:
         _log.critical("%s", reason)

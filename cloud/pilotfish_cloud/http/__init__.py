@@ -1,1 +1,1 @@
-"""HTTP beside gRPC: health, and later the OpenAI-compatible front."""
+"""HTTP beside gRPC: OpenAI's interface, metrics, a live page, health."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 from typing import Final
 
+from pilotfish.files import read_prompt
 from pilotfish_core.errors import InvalidParameter
 
 WARM_UP: Final = "import json\n\n\ndef load(path):\n"  # none of the others begins like it
@@ -43,10 +43,7 @@ def builtin(count: int) -> tuple[str, ...]:
 def from_file(file: str) -> tuple[str, ...]:
     """A JSON list of strings, or plain text with lines of ``---`` between prompts. Raises InvalidParameter."""
     name = f"--prompt-file {file}"
-    try:
-        text = Path(file).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise InvalidParameter(f"{name} cannot be read: {error}") from None
+    text = read_prompt(name, file)
     prompts = _listed(name, text)
     if prompts is None:
         prompts = _BETWEEN.split(text)

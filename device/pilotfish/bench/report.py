@@ -41,8 +41,9 @@ COLUMNS: Final[tuple[tuple[str, int, Show], ...]] = (
 LEGEND: Final = (
     "tokens/s: of an answer from call to last token, median over the answers; with several streams, of all together.\n"
     "x cloud: an answer's speed over that of the cloud alone, same prompt and repeat, median and its 95% interval\n"
-    f"(from {MIN_PAIRS} pairs on). accepted: committed tokens a target step, bonus token included. useful: accepted\n"
-    "of the draft tokens that the device sent. B: payload a token. same: every token as the reference's."
+    f"(from {MIN_PAIRS} pairs on). accepted: committed tokens a target step, bonus token included, whoever drafted.\n"
+    "useful: accepted ones of the draft tokens that the device sent; the cloud's own are in neither number. B:\n"
+    "payload a token. same: every token as the reference's."
 )
 
 

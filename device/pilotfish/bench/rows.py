@@ -108,7 +108,12 @@ def _ratio(answers: Sequence[Answer], cloud: Sequence[Answer], seed: int) -> Row
 
 
 def _counts(answers: Sequence[Answer]) -> Row:
-    """Over all answers together. What the cloud drafted itself counts as accepted, too, which ``auto`` may let it."""
+    """Over all answers together.
+
+    ``useful_draft_fraction``: of the draft tokens that the device sent, those that the target accepted; None when it
+    sent none. What the cloud drafted itself is in neither (it comes down as the cloud's own tokens), but it saves steps
+    and so counts in ``steps_per_token`` and ``mean_acceptance_length``.
+    """
     all_metrics = [answer.metrics for answer in answers]
     tokens = sum(len(answer.token_ids) for answer in answers)
     steps = sum(metrics.steps for metrics in all_metrics)

@@ -96,13 +96,21 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
 
 
 def _local(arguments: argparse.Namespace, arms: tuple[Arm, ...]) -> LocalVerifier | None:
-    given = {"--dtype": arguments.dtype, "--verifier-flags": arguments.verifier_flags}
+    given = {
+        "--dtype": arguments.dtype,
+        "--verifier-flags": arguments.verifier_flags,
+        "--reference": arguments.reference,
+        "--work-dir": arguments.work_dir,
+        "--no-cloud-draft-model": None if arguments.cloud_draft_model else "given",
+    }
     if arguments.server != LOCAL:
         parse_addresses(arguments.server)
         for name, value in given.items():
             if value is not None:
                 raise InvalidParameter.of(name, value, "nothing: it is for --server local, this verifier runs already")
         return None
+    if Arm.CO_LOCATED_MODEL in arms and not arguments.cloud_draft_model:
+        raise InvalidParameter.of("--arms", str(Arm.CO_LOCATED_MODEL), "another arm, with --no-cloud-draft-model")
     dtype = "bfloat16" if arguments.dtype is None else arguments.dtype
     if dtype not in DTYPES:
         raise InvalidParameter.of("--dtype", dtype, " or ".join(DTYPES))

@@ -13,11 +13,13 @@ from pilotfish.bench.runner import Measured, Runner, Tokens, Work, answer
 from pilotfish.bench.settings import Settings
 from pilotfish.bench.stage import Stage
 from pilotfish.client import AsyncClient
+from pilotfish.credentials import Credentials
 from pilotfish.foreign_text import one_line
+from pilotfish.result import Result
 from pilotfish.transport import Transport, parse_addresses
 from pilotfish_core.drafter import Drafter
-from pilotfish_core.errors import UnknownModel
-from pilotfish_core.modes import Arm
+from pilotfish_core.errors import InvalidParameter, UnknownModel
+from pilotfish_core.modes import Arm, CloudDraft
 from pilotfish_core.tokenizer import Tokenizer
 
 Done = Callable[[Cell, Measured], None]
@@ -48,7 +50,9 @@ async def sweep(settings: Settings, stage: Stage, progress: Progress, done: Done
         warm_up = tuple(tokenizer.encode(WARM_UP))
         drafter = stage.drafter
         progress.show("asking for every prompt once")
-        truth = await _prime(client, [*prompts, warm_up], settings)
+        primed = await _prime(client, [*prompts, warm_up], settings)
+    truth = [(*prompt, *result.token_ids) for prompt, result in zip([*prompts, warm_up], primed, strict=True)]
+    _check_arms(settings.arms, primed[-1])
     if drafter is None and settings.device_drafts:
         drafter = settings.draft.make(tokenizer.vocab_size, truth, settings.sampling["seed"])
     work = Work(
@@ -68,7 +72,9 @@ async def sweep(settings: Settings, stage: Stage, progress: Progress, done: Done
 
 async def describe(server: str, model: str) -> Target:
     """Ask the verifier what it serves. Raises UnknownModel, Unavailable and the like."""
-    transport = Transport(parse_addresses(server))
+    addresses, credentials = parse_addresses(server), Credentials.load()
+    credentials.check_addresses(addresses, insecure=False)
+    transport = Transport(addresses, credentials)
     try:
         served = (await transport.describe()).models
     finally:
@@ -80,14 +86,22 @@ async def describe(server: str, model: str) -> Target:
     return Target(one_line(chosen.name), one_line(chosen.fingerprint), one_line(chosen.dtype), chosen.deterministic)
 
 
-async def _prime(client: AsyncClient, prompts: Sequence[Tokens], settings: Settings) -> list[Tokens]:
-    """Have the cloud alone answer each prompt. Returns prompts with their answers.
+def _check_arms(arms: Sequence[Arm], primed: Result) -> None:
+    """Raises InvalidParameter for an arm that would not be what it is called: only a verifier knows what it offers."""
+    if Arm.CO_LOCATED_MODEL in arms and primed.metrics.policy["cloud_draft"] != CloudDraft.MODEL.name.lower():
+        raise InvalidParameter.of(
+            "--arms", str(Arm.CO_LOCATED_MODEL), "another arm: the verifier has no draft model (--draft-model)"
+        )
+
+
+async def _prime(client: AsyncClient, prompts: Sequence[Tokens], settings: Settings) -> list[Result]:
+    """Have the cloud alone answer each prompt.
 
     From then on the verifier's prefix cache holds all of them, and no arm pays for the first sight of a prompt. Only
     an oracle needs to know more than the first token.
     """
     sampling = settings.sampling if settings.draft.kind is DraftKind.ORACLE else settings.sampling | {"max_tokens": 1}
-    return [(*prompt, *(await answer(client, prompt, sampling, settings.timeout_s)).token_ids) for prompt in prompts]
+    return [await answer(client, prompt, sampling, settings.timeout_s) for prompt in prompts]
 
 
 def _connecting(

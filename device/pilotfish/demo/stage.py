@@ -105,6 +105,7 @@ class VerifierProcess:
     def __init__(self, model: Path, *arguments: str) -> None:
         self._command = [sys.executable, "-m", "pilotfish_cloud", "serve", str(model), "--json"]
         self._command += ["--port", "0", "--http-port", "0", *arguments]
+        self._command += ["--until-stdin-closes"]  # then it ends with this process, however that ends
         self._process: subprocess.Popen[str] | None = None
         self.address = ""
         self.fingerprint = ""
@@ -112,7 +113,9 @@ class VerifierProcess:
     def start(self) -> None:
         """Begin; ``wait_ready`` waits until it serves."""
         with held():
-            self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            self._process = subprocess.Popen(
+                self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            )
 
     def wait_ready(self, timeout_s: float = START_TIMEOUT_S) -> None:
         """Wait for the ready line. Raises LocalError with what it said when it ended instead."""

@@ -1,4 +1,4 @@
-"""Which rows each step computes: decode and verify rows first, then everyone's prefill in fair shares.
+"""Which rows each step computes: decode rows first, then drafts and prefill, in fair shares of the tenants.
 
 Pure Python without a clock; the engine and the simulator run the same code. One step's way::
 
@@ -10,66 +10,30 @@ Pure Python without a clock; the engine and the simulator run the same code. One
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Mapping
 
 from pilotfish_core.cloud_core import CloudState
 from pilotfish_core.errors import PilotfishError
 from pilotfish_core.modes import Advice, CloudDraft
 from pilotfish_core.own_draft import OwnDraft, OwnRecord
-from pilotfish_core.scheduling.block_manager import BlockManager, IntegrityError
+from pilotfish_core.scheduling.block_manager import IntegrityError
 from pilotfish_core.scheduling.cloud_drafter import CloudDrafter
-from pilotfish_core.scheduling.prefix_cache import PrefixCache, PrefixMatch, root_hash
-from pilotfish_core.scheduling.row_policy import FixedRows, SpeculationPolicy, fair_shares, worth_saying
+from pilotfish_core.scheduling.fairness import TenantCounters
+from pilotfish_core.scheduling.row_policy import FixedRows, SpeculationPolicy, advice_due, fair_shares, worth_saying
+from pilotfish_core.scheduling.scheduler_config import SchedulerConfig, SchedulerCounts
+from pilotfish_core.scheduling.seats import Seats
 from pilotfish_core.scheduling.sequence import Sequence, SequenceStatus
-from pilotfish_core.scheduling.step import BlockCopy, CompletedStep, Outcome, ScheduledRows, ScheduledStep
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerConfig:
-    """Limits of one engine. Raises ValueError when a single sequence could never be served."""
-
-    max_model_len: int
-    num_blocks: int
-    block_size: int = 16
-    max_num_seqs: int = 64
-    max_num_batched_tokens: int = 512  # rows of a step
-    max_draft_rows: int = 16  # of one sequence in a step, beyond its decode row
-    prefix_cache: bool = True
-
-    def __post_init__(self) -> None:
-        if self.max_num_seqs < 1 or self.max_num_batched_tokens < self.max_num_seqs:
-            raise ValueError(
-                f"max_num_batched_tokens is {self.max_num_batched_tokens}; expected at least one row for each "
-                f"of max_num_seqs = {self.max_num_seqs} sequences"
-            )
-        if self.num_blocks * self.block_size < self.max_model_len:
-            raise ValueError(
-                f"{self.num_blocks} blocks of {self.block_size} tokens cannot hold one sequence of "
-                f"max_model_len = {self.max_model_len}"
-            )
-        if self.max_draft_rows < 0:
-            raise ValueError(f"max_draft_rows is {self.max_draft_rows}; expected 0 or more")
-
-
-@dataclasses.dataclass(slots=True)
-class SchedulerCounts:
-    """Totals since start; rows as scheduled."""
-
-    steps: int = 0
-    prefill_rows: int = 0
-    decode_rows: int = 0
-    draft_rows: int = 0
-    preemptions: int = 0
-    holds: int = 0
+from pilotfish_core.scheduling.step import CompletedStep, Outcome, ScheduledRows, ScheduledStep
+from pilotfish_core.scheduling.waiting import WaitingList
 
 
 class Scheduler:
-    """Owns the waiting and running sequences and their blocks.
+    """Chooses rows for the sequences that have a seat (``Seats``), by what is fair to their tenants
+    (``TenantCounters``) and what its policy says of drafts.
 
-    A sequence that has joined takes part in the next step; least recently served first when rows are short, so nobody
-    starves. When blocks are short the youngest running sequence gives its blocks back and is computed again later: its
-    committed tokens stay, nobody notices but the clock.
+    A sequence that has a seat takes part in the next step; when rows are short the tenants share them, and within a
+    tenant the least recently served come first, so nobody starves. When blocks are short the last in rank gives its
+    blocks back and is computed again later: its committed tokens stay, nobody notices but the clock.
     """
 
     def __init__(
@@ -82,33 +46,44 @@ class Scheduler:
         self.drafters = {drafter.source: drafter for drafter in drafters}
         self.records = {source: OwnRecord() for source in self.drafters}
         self.policy: SpeculationPolicy = policy or FixedRows(config.max_draft_rows)
-        self.cache = PrefixCache(config.block_size, enabled=config.prefix_cache)
-        self.blocks = BlockManager(config.num_blocks, config.block_size, on_reuse=self.cache.reused)
         self.counts = SchedulerCounts()
-        self.waiting: list[Sequence] = []  # by arrival
-        self.running: list[Sequence] = []  # by arrival
-        self._arrivals = 0
+        self.counters = TenantCounters()
+        self.seats = Seats(config, self.counters, self.counts)
+        self.cache, self.blocks = self.seats.cache, self.seats.blocks
+        self._short: set[str] = set()  # tenants that got less than they wanted of the last step
+        self._together: list[Sequence] = []  # held, all that could run, until the last of them has its draft
+
+    @property
+    def running(self) -> list[Sequence]:
+        """Those that have a seat, by rank."""
+        return self.seats.running
+
+    @property
+    def waiting(self) -> WaitingList:
+        """Those that have none. Its ``len`` and ``tokens`` may be read from any thread."""
+        return self.seats.waiting
 
     def has_work(self, now: float) -> bool:
-        """Whether ``schedule`` would find a runnable sequence."""
-        return any(sequence.runnable(now) for sequence in self.running) or any(
-            sequence.runnable(now) for sequence in self.waiting
-        )
+        """Whether a step could begin: a sequence is runnable, and no draft is waited for by all of them."""
+        if self._together:
+            waited_for = any(
+                sequence.status is SequenceStatus.RUNNING and sequence.core.held(now) for sequence in self._together
+            )
+            others = [sequence for sequence in self.running if sequence not in self._together]
+            if waited_for and not self.waiting.runnable(now) and not any(other.runnable(now) for other in others):
+                return False
+            self._together = []
+        return any(sequence.runnable(now) for sequence in self.running) or self.waiting.runnable(now)
 
     def add(self, sequence: Sequence) -> None:
-        """Take in a new sequence; it begins at the next step that has room for it."""
-        sequence.arrival = self._arrivals
-        self._arrivals += 1
-        self.waiting.append(sequence)
+        """Take in a new sequence; it begins at the next step that has room for it. Raises ValueError for a weight that
+        is not positive.
+        """
+        self.seats.add(sequence)
 
     def remove(self, sequence: Sequence, *, keep: bool = True) -> None:
         """Take a sequence out between steps and free its blocks; ``keep`` its full blocks for the prefix cache."""
-        if sequence.status is SequenceStatus.RUNNING:
-            self.running.remove(sequence)
-        elif sequence.status is SequenceStatus.WAITING:
-            self.waiting.remove(sequence)
-        self._release_blocks(sequence, keep=keep)
-        sequence.status = SequenceStatus.ENDED
+        self.seats.remove(sequence, keep=keep)
         for drafter in self.drafters.values():
             drafter.forget(sequence)
 
@@ -124,13 +99,14 @@ class Scheduler:
         given to ``complete`` or ``abandon``.
         """
         step = ScheduledStep([], [], [], [])
-        self._admit(step, now)
+        self.seats.admit(step, now)
         active = [sequence for sequence in self.running if sequence.runnable(now)]
         self._draft(active)
         planned = self._plan(active, now)
-        for sequence in active:  # oldest first: only younger ones, not yet placed, are ever preempted for it
+        placed: set[Sequence] = set()
+        for sequence in active:  # by rank: only those behind it are ever preempted for it
             if sequence.status is SequenceStatus.RUNNING and sequence in planned:
-                self._place(step, sequence, *planned[sequence], now)
+                self._place(step, placed, sequence, *planned[sequence], now)
         if not step.scheduled:
             return step if step.preempted or step.admitted else None
         for entry in step.scheduled:
@@ -139,13 +115,16 @@ class Scheduler:
         return step
 
     def complete(self, step: ScheduledStep, outcomes: Mapping[str, Outcome], now: float) -> CompletedStep:
-        """Account a computed step. ``outcomes`` by sequence key; a chunk that yields nothing may be left out.
+        """Account a computed step, and charge the tenants for its rows.
+
+        ``outcomes`` by sequence key; a chunk that yields nothing may be left out.
 
         Mutates: cores (commit), tokens, computed lengths, the prefix cache; ends what finished or failed.
         """
         done = CompletedStep()
         for entry in step.scheduled:
             sequence, outcome = entry.sequence, outcomes.get(entry.sequence.key)
+            self.counters.charge(sequence.tenant, entry.rows)
             if isinstance(outcome, PilotfishError):
                 sequence.core.abandon_step()
                 sequence.core.fail(now)
@@ -166,10 +145,11 @@ class Scheduler:
                 # The last token's own KV is not computed: its slot still holds a rejected draft's, if any.
                 sequence.computed_len = sequence.committed_len - 1
                 done.commits.append((sequence, commit))
-            self._offer_blocks(sequence, done.stores)
+            self.seats.offer_blocks(sequence, done.stores)
             if entry.yields and sequence.core.state is not CloudState.RUNNING:
                 done.ended.append(sequence)
                 self.remove(sequence)
+        self.counters.settle(self._short)
         return done
 
     def look_ahead(self, done: CompletedStep, now: float) -> list[tuple[Sequence, Advice]]:
@@ -178,14 +158,14 @@ class Scheduler:
         To be called once between ``complete`` and the next ``schedule``; apart from it because commits should be on
         their way before anybody thinks about the next step.
         """
-        advices: list[tuple[Sequence, Advice]] = []
-        for sequence, commit in done.commits:
-            if commit.finish is None and sequence.status is SequenceStatus.RUNNING:
-                self._hold(sequence, now)
-                advice = self._advice(sequence)
-                if advice is not None:
-                    advices.append((sequence, advice))
-        return advices
+        committed = [
+            sequence
+            for sequence, commit in done.commits
+            if commit.finish is None and sequence.status is SequenceStatus.RUNNING
+        ]
+        self._hold(committed, now)
+        advices = [(sequence, self._advice(sequence)) for sequence in committed if advice_due(sequence)]
+        return [(sequence, advice) for sequence, advice in advices if advice is not None]
 
     def abandon(self, step: ScheduledStep) -> None:
         """A step will not be computed: every sequence is as before it, blocks apart."""
@@ -194,59 +174,7 @@ class Scheduler:
 
     def check_integrity(self) -> None:
         """Raises IntegrityError unless every block is accounted for. Between steps only."""
-        self.blocks.check_integrity()
-        self.cache.check_integrity(self.blocks)
-        held: dict[int, int] = {}
-        for sequence in self.running:
-            if sequence.status is not SequenceStatus.RUNNING:
-                raise IntegrityError(f"{sequence!r} is among the running")
-            if len(sequence.block_table) < self.blocks.blocks_for(sequence.computed_len):
-                raise IntegrityError(f"{sequence!r} has {len(sequence.block_table)} blocks")
-            for block in sequence.block_table:
-                held[block] = held.get(block, 0) + 1
-        for sequence in self.waiting:
-            if sequence.status is not SequenceStatus.WAITING or sequence.block_table or sequence.computed_len:
-                raise IntegrityError(f"{sequence!r} waits but holds blocks")
-        for block in range(self.blocks.num_blocks):
-            if self.blocks.references(block) != held.get(block, 0):
-                raise IntegrityError(
-                    f"block {block} has {self.blocks.references(block)} references, {held.get(block, 0)} holders"
-                )
-
-    def _admit(self, step: ScheduledStep, now: float) -> None:
-        """Let waiting sequences in, by arrival, while there are seats and blocks for all their committed tokens."""
-        for sequence in [sequence for sequence in self.waiting if sequence.runnable(now)]:
-            if len(self.running) >= self.config.max_num_seqs and not self._preempt_paused(step):
-                break
-            match = self._room_for(sequence, step)
-            if match is None:
-                break  # those behind wait too, or long prompts would never get in
-            self.waiting.remove(sequence)
-            self.running.append(sequence)
-            sequence.status = SequenceStatus.RUNNING
-            for block in match.blocks:
-                self.blocks.share(block)
-            fresh = self.blocks.blocks_for(sequence.committed_len) - len(match.blocks)
-            sequence.block_table = [*match.blocks, *(self.blocks.allocate(fresh) or ())]
-            sequence.block_hashes = list(match.hashes)
-            sequence.computed_len = len(match.blocks) * self.blocks.block_size
-            if sequence.last_step < 0:
-                sequence.cached_len = sequence.computed_len
-            self.cache.count(match, sequence.committed_len)
-            step.admitted.append(sequence)
-            step.loads.extend(BlockCopy(sequence, index, block) for index, block in enumerate(match.blocks))
-        self.running.sort(key=lambda sequence: sequence.arrival)
-
-    def _room_for(self, sequence: Sequence, step: ScheduledStep) -> PrefixMatch | None:
-        """What the cache has of it, when the rest fits too and leaves each running sequence a block to grow."""
-        while True:
-            match = self.cache.match(sequence.tokens, sequence.cache_salt)
-            fresh = self.blocks.blocks_for(sequence.committed_len) - len(match.blocks)
-            revived = sum(self.blocks.references(block) == 0 for block in match.blocks)
-            if fresh + revived + len(self.running) <= self.blocks.num_free:
-                return match
-            if not self._preempt_paused(step):
-                return None
+        self.seats.check_integrity()
 
     def _draft(self, active: list[Sequence]) -> None:
         """Let the cloud's own sources draft for those whose device has nothing and allows it."""
@@ -278,35 +206,69 @@ class Scheduler:
         return sequence.core.own
 
     def _plan(self, active: list[Sequence], now: float) -> dict[Sequence, tuple[int, int]]:
-        """(committed rows, draft rows) for each sequence of the next step, within the row budget."""
-        budget = self.config.max_num_batched_tokens
+        """(committed rows, draft rows) for each sequence of the next step, within the row budget.
+
+        Each that decodes has a row, which ``max_num_seqs`` leaves room for. Notes whose tenants are short.
+        """
         served = sorted(active, key=lambda sequence: (sequence.last_step, sequence.arrival))
         decoding = [sequence for sequence in served if sequence.decoding]
-        prefilling = [sequence for sequence in served if not sequence.decoding]
-        budget -= len(decoding)  # max_num_seqs rows always fit, and leave one for each that prefills
-        wanted = [sequence.uncomputed for sequence in prefilling]
-        reserved = min(sum(wanted), max(budget // 4, len(prefilling)))
+        prefill = {sequence: sequence.uncomputed for sequence in served if not sequence.decoding}
+        budget = self.config.max_num_batched_tokens - len(decoding)
+        drafts = self._worthwhile(decoding, budget, now)
+        self._short = {tenant for tenant in self.waiting.tenants if self.waiting.first(tenant, now) is not None}
+        if sum(drafts.values()) + sum(prefill.values()) > budget:
+            drafts, prefill = self._ration(drafts, prefill, budget, now)
+        planned = {sequence: (1, rows) for sequence, rows in drafts.items()}
+        return planned | {sequence: (rows, 0) for sequence, rows in prefill.items() if rows}
+
+    def _worthwhile(self, decoding: list[Sequence], budget: int, now: float) -> dict[Sequence, int]:
+        """The rows of drafts that pay; within the budget when one tenant has it to itself."""
         available = [
             min(sequence.core.draftable, sequence.max_len - sequence.committed_len - 1) for sequence in decoding
         ]
-        drafts = [0] * len(decoding)
-        if any(available):
-            drafts = self.policy.draft_rows(decoding, available, budget - reserved, now)
-        planned = {sequence: (1, rows) for sequence, rows in zip(decoding, drafts, strict=True)}
-        shares = fair_shares(wanted, budget - sum(drafts))
-        planned |= {sequence: (rows, 0) for sequence, rows in zip(prefilling, shares, strict=True) if rows}
-        return planned
+        if not any(available):
+            return dict.fromkeys(decoding, 0)
+        if len(self.counters) > 1:
+            budget = max(budget, sum(available))
+        return dict(zip(decoding, self.policy.draft_rows(decoding, available, budget, now), strict=True))
 
-    def _place(self, step: ScheduledStep, sequence: Sequence, committed: int, drafts: int, now: float) -> None:
-        """Give a planned sequence its blocks, preempting younger ones if need be, and put it into the step."""
+    def _ration(
+        self, drafts: dict[Sequence, int], prefill: dict[Sequence, int], budget: int, now: float
+    ) -> tuple[dict[Sequence, int], dict[Sequence, int]]:
+        """Rows are short: ``budget`` is dealt to the tenants, and each one's to its own, a quarter to prefill first."""
+        wanted: dict[str, int] = {}
+        for sequence, rows in [*drafts.items(), *prefill.items()]:
+            wanted[sequence.tenant] = wanted.get(sequence.tenant, 0) + rows
+        decoding: dict[str, int] = {}
+        for sequence in drafts:
+            decoding[sequence.tenant] = decoding.get(sequence.tenant, 0) + 1
+        shares = self.counters.divide(wanted, budget, decoding)
+        for tenant, share in shares.items():
+            if share == wanted[tenant]:
+                continue
+            self._short.add(tenant)
+            prompts = {sequence: rows for sequence, rows in prefill.items() if sequence.tenant == tenant}
+            reserved = min(sum(prompts.values()), max(share // 4, len(prompts)), share)
+            own = [sequence for sequence in drafts if sequence.tenant == tenant]
+            granted = [drafts[sequence] for sequence in own]
+            if sum(granted) > share - reserved:
+                granted = self.policy.draft_rows(own, granted, share - reserved, now)
+            drafts |= zip(own, granted, strict=True)
+            prefill |= zip(prompts, fair_shares(list(prompts.values()), share - sum(granted)), strict=True)
+        return drafts, prefill
+
+    def _place(
+        self, step: ScheduledStep, placed: set[Sequence], sequence: Sequence, committed: int, drafts: int, now: float
+    ) -> None:
+        """Give a planned sequence its blocks, preempting those behind it if need be, and put it into the step."""
         start = sequence.computed_len
-        if not self._grow(sequence, start + committed + drafts):
-            drafts = 0  # drafts never cost another sequence its KV
-            while not self._grow(sequence, start + committed):
-                victim = self._victim()
-                self._preempt(victim, step)
-                if victim is sequence:
+        if not self.seats.grow(sequence, start + committed + drafts, placed):
+            while not self.seats.grow(sequence, start + committed, placed):
+                if self.seats.give_way(step, placed) is sequence:
                     return
+            room = len(sequence.block_table) * self.blocks.block_size - start - committed
+            drafts = min(drafts, room)  # drafts never cost another sequence its KV
+        placed.add(sequence)
         yields = start + committed == sequence.committed_len
         draft = sequence.core.draft(drafts, now) if yields else ()
         step.scheduled.append(ScheduledRows(sequence, start, committed, draft, 1 + len(draft) if yields else 0))
@@ -316,45 +278,18 @@ class Scheduler:
         else:
             self.counts.prefill_rows += committed
 
-    def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
-        missing = self.blocks.blocks_for(num_tokens) - len(sequence.block_table)
-        if missing <= 0:
-            return True
-        blocks = self.blocks.allocate(missing)
-        if blocks is None:
-            return False
-        sequence.block_table.extend(blocks)
-        return True
-
-    def _victim(self) -> Sequence:
-        """A paused sequence if there is one, else the youngest running."""
-        return max(self.running, key=lambda sequence: (sequence.core.paused, sequence.arrival))
-
-    def _preempt_paused(self, step: ScheduledStep) -> bool:
-        victim = self._victim() if self.running else None
-        if victim is None or not victim.core.paused:
-            return False
-        self._preempt(victim, step)
-        return True
-
-    def _preempt(self, sequence: Sequence, step: ScheduledStep) -> None:
-        self.counts.preemptions += 1
-        self.running.remove(sequence)
-        self._release_blocks(sequence, keep=True)
-        sequence.status = SequenceStatus.WAITING
-        self.waiting.append(sequence)
-        self.waiting.sort(key=lambda sequence: sequence.arrival)
-        if sequence in step.admitted:
-            step.admitted.remove(sequence)
-            step.loads = [copy for copy in step.loads if copy.sequence is not sequence]
-        else:
-            step.preempted.append(sequence)
-
-    def _hold(self, sequence: Sequence, now: float) -> None:
-        hold = self.policy.hold(sequence, len(self.running) - 1, now)
-        if hold is not None:
-            self.counts.holds += 1
-            sequence.core.hold(now + hold.seconds, hold.tokens)
+    def _hold(self, committed: list[Sequence], now: float) -> None:
+        """Let the policy hold those who have just committed; when all are held, they wait for each other."""
+        taking_part = set(committed)
+        busy = self.waiting.runnable(now) or any(
+            sequence.runnable(now) for sequence in self.running if sequence not in taking_part
+        )
+        holds = self.policy.holds(committed, len(self.running) - 1, busy, now)
+        for sequence, hold in zip(committed, holds, strict=True):
+            if hold is not None:
+                self.counts.holds += 1
+                sequence.core.hold(now + hold.seconds, hold.tokens)
+        self._together = committed if not busy and None not in holds else []
 
     def _advice(self, sequence: Sequence) -> Advice | None:
         source = self.cloud_draft
@@ -363,28 +298,10 @@ class Scheduler:
             own = OwnDraft(source, self.records[source])
         draft_seconds = (self.drafters[own.source].step_seconds or 0.0) if own is not None else 0.0
         advice = self.policy.advise(sequence, own, len(self.running) - 1, draft_seconds)
-        if advice is None or not worth_saying(advice, sequence):
+        if advice is None:
+            return None
+        if sequence.core.advised is not None and not worth_saying(advice, sequence):
+            sequence.core.advised = (sequence.core.advised[0], sequence.committed_len)
             return None
         sequence.core.advised = (advice, sequence.committed_len)
         return advice
-
-    def _offer_blocks(self, sequence: Sequence, stores: list[BlockCopy]) -> None:
-        """Hash the blocks that became full and wholly computed, and offer them to the prefix cache."""
-        size = self.blocks.block_size
-        for index in range(len(sequence.block_hashes), sequence.computed_len // size):
-            parent = sequence.block_hashes[-1] if index else root_hash(sequence.cache_salt)
-            tokens = sequence.tokens[index * size : (index + 1) * size]
-            digest, new = self.cache.insert(parent, tokens, sequence.block_table[index])
-            sequence.block_hashes.append(digest)
-            if new:
-                stores.append(BlockCopy(sequence, index, sequence.block_table[index]))
-
-    def _release_blocks(self, sequence: Sequence, *, keep: bool) -> None:
-        """Tail first, so that the head of a prefix, which more prompts share, is evicted last."""
-        for block in reversed(sequence.block_table):
-            if not keep and block in self.cache and self.blocks.references(block) == 1:
-                self.cache.drop(block)
-            self.blocks.release(block, keep=block in self.cache)
-        sequence.block_table = []
-        sequence.block_hashes = []
-        sequence.computed_len = 0

@@ -20,8 +20,8 @@ class Sequence:
     """Tokens, protocol core and KV bookkeeping of one generation.
 
     ``tokens`` is prompt + committed output and only grows. KV is valid for the positions below ``computed_len``;
-    slots from there on may hold what rejected drafts left and are overwritten. Only the scheduler changes
-    ``status``, ``computed_len``, ``block_table``, ``block_hashes`` and ``last_step``.
+    slots from there on may hold what rejected drafts left and are overwritten. Only the scheduler changes ``status``,
+    ``computed_len``, ``block_table``, ``block_hashes``, ``seniority`` and ``last_step``.
     """
 
     __slots__ = (
@@ -36,9 +36,12 @@ class Sequence:
         "last_step",
         "max_len",
         "params",
+        "seniority",
         "slot",
         "status",
+        "tenant",
         "tokens",
+        "weight",
     )
 
     def __init__(
@@ -50,6 +53,8 @@ class Sequence:
         *,
         max_len: int,
         cache_salt: bytes = b"",
+        tenant: str = "",
+        weight: float = 1.0,
     ) -> None:
         self.key = key
         self.tokens = tokens
@@ -57,8 +62,11 @@ class Sequence:
         self.params = params
         self.max_len = max_len  # prompt + output can never grow beyond
         self.cache_salt = cache_salt
+        self.tenant = tenant  # who shares rows with whom
+        self.weight = weight  # of the tenant
         self.status = SequenceStatus.WAITING
         self.arrival = -1  # order of arrival, given by the scheduler
+        self.seniority = -1  # order of the first admission
         self.computed_len = 0
         self.cached_len = 0  # how much of it came from the prefix cache at the first admission
         self.block_table: list[int] = []

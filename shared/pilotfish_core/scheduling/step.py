@@ -7,6 +7,7 @@ from collections.abc import Sequence as Seq
 
 from pilotfish_core.drafts import Commit, TokenLogprobs
 from pilotfish_core.errors import PilotfishError
+from pilotfish_core.estimators import Load
 from pilotfish_core.scheduling.sequence import Sequence
 
 
@@ -61,6 +62,13 @@ class ScheduledStep:
     def num_rows(self) -> int:
         """Rows of the forward pass."""
         return sum(entry.rows for entry in self.scheduled)
+
+    @property
+    def load(self) -> Load:
+        """KV that its attention reads: each sequence's once, and once for each of its rows."""
+        context = [entry.start + entry.rows for entry in self.scheduled]
+        pairs = (length * entry.rows for length, entry in zip(context, self.scheduled, strict=True))
+        return Load(sum(context), sum(pairs))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -168,6 +168,7 @@ class CloudFrame(google.protobuf.message.Message):
     ADVICE_FIELD_NUMBER: builtins.int
     PREFIX_UNKNOWN_FIELD_NUMBER: builtins.int
     PONG_FIELD_NUMBER: builtins.int
+    TICKET_FIELD_NUMBER: builtins.int
     PADDING_FIELD_NUMBER: builtins.int
     position: builtins.int
     """Of the first token; left out when it follows the last commit."""
@@ -177,6 +178,8 @@ class CloudFrame(google.protobuf.message.Message):
     """Of the token after the accepted ones."""
     token: builtins.int
     """The only token."""
+    ticket: builtins.bytes
+    """Proof of all output up to the end of this frame's commit; what a resume names in open. Opaque to the device."""
     padding: builtins.bytes
     @property
     def tokens(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
@@ -210,10 +213,11 @@ class CloudFrame(google.protobuf.message.Message):
         advice: global___Advice | None = ...,
         prefix_unknown: global___PrefixUnknown | None = ...,
         pong: global___Pong | None = ...,
+        ticket: builtins.bytes = ...,
         padding: builtins.bytes = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_accepted", b"_accepted", "_position", b"_position", "_token", b"_token", "accepted", b"accepted", "advice", b"advice", "control", b"control", "finish", b"finish", "opened", b"opened", "pong", b"pong", "position", b"position", "prefix_unknown", b"prefix_unknown", "token", b"token"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_accepted", b"_accepted", "_position", b"_position", "_token", b"_token", "accepted", b"accepted", "advice", b"advice", "control", b"control", "finish", b"finish", "logprobs", b"logprobs", "opened", b"opened", "origin", b"origin", "padding", b"padding", "pong", b"pong", "position", b"position", "prefix_unknown", b"prefix_unknown", "token", b"token", "tokens", b"tokens"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_accepted", b"_accepted", "_position", b"_position", "_token", b"_token", "accepted", b"accepted", "advice", b"advice", "control", b"control", "finish", b"finish", "logprobs", b"logprobs", "opened", b"opened", "origin", b"origin", "padding", b"padding", "pong", b"pong", "position", b"position", "prefix_unknown", b"prefix_unknown", "ticket", b"ticket", "token", b"token", "tokens", b"tokens"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_accepted", b"_accepted"]) -> typing.Literal["accepted"] | None: ...
     @typing.overload
@@ -301,7 +305,7 @@ class Open(google.protobuf.message.Message):
     """Numerics fingerprint that the generation began with; another one is refused unless allowed."""
     allow_other_fingerprint: builtins.bool
     ticket: builtins.bytes
-    """Proof of the committed prefix, where the verifier asks for one."""
+    """The last ticket, where the cloud gave any; output then ends where it does."""
     @property
     def prompt(self) -> global___Prompt: ...
     @property
@@ -459,7 +463,6 @@ class Opened(google.protobuf.message.Message):
     MAX_UNACKNOWLEDGED_FIELD_NUMBER: builtins.int
     CACHED_TOKENS_FIELD_NUMBER: builtins.int
     DRAFTS_FIELD_NUMBER: builtins.int
-    TICKET_FIELD_NUMBER: builtins.int
     CLOUD_DRAFT_FIELD_NUMBER: builtins.int
     protocol_version: builtins.int
     model: builtins.str
@@ -470,7 +473,6 @@ class Opened(google.protobuf.message.Message):
     max_draft_tokens: builtins.int
     max_unacknowledged: builtins.int
     cached_tokens: builtins.int
-    ticket: builtins.bytes
     cloud_draft: global___CloudDraft.ValueType
     """The best that the cloud itself can draft with."""
     @property
@@ -489,10 +491,9 @@ class Opened(google.protobuf.message.Message):
         max_unacknowledged: builtins.int = ...,
         cached_tokens: builtins.int = ...,
         drafts: collections.abc.Iterable[builtins.str] | None = ...,
-        ticket: builtins.bytes = ...,
         cloud_draft: global___CloudDraft.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cached_tokens", b"cached_tokens", "cloud_draft", b"cloud_draft", "drafts", b"drafts", "fingerprint", b"fingerprint", "max_draft_tokens", b"max_draft_tokens", "max_model_len", b"max_model_len", "max_unacknowledged", b"max_unacknowledged", "model", b"model", "other_fingerprint", b"other_fingerprint", "protocol_version", b"protocol_version", "ticket", b"ticket"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cached_tokens", b"cached_tokens", "cloud_draft", b"cloud_draft", "drafts", b"drafts", "fingerprint", b"fingerprint", "max_draft_tokens", b"max_draft_tokens", "max_model_len", b"max_model_len", "max_unacknowledged", b"max_unacknowledged", "model", b"model", "other_fingerprint", b"other_fingerprint", "protocol_version", b"protocol_version"]) -> None: ...
 
 global___Opened = Opened
 

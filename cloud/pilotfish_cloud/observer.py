@@ -1,0 +1,30 @@
+"""What the gateway tells of its streams, for whoever counts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pilotfish_cloud.engine.interface import EngineEvent
+from pilotfish_cloud.principal import Principal
+
+if TYPE_CHECKING:
+    from pilotfish_cloud.gateway import Stream
+
+
+class StreamObserver:
+    """Hears what becomes of the streams of all doors, on the event loop; does nothing by itself. Must not raise."""
+
+    def refused(self, door: str, principal: Principal, error: Exception) -> None:
+        """A generation was not let in."""
+
+    def opened(self, stream: Stream) -> None:
+        """The engine was asked for a generation."""
+
+    def event(self, stream: Stream, event: EngineEvent) -> None:
+        """The engine answered; before the door takes it."""
+
+    def failed(self, stream: Stream, error: Exception) -> None:
+        """Whoever iterates will get ``error``."""
+
+    def closed(self, stream: Stream) -> None:
+        """The door is done with it; where it had neither finished nor failed, the caller is gone."""
