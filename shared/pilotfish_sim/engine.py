@@ -1,15 +1,14 @@
 """The verifier's engine in virtual time: the real Scheduler, CloudCore and policy over a model of a step's cost.
 
-The one file of the simulator that knows the scheduler. What ``pilotfish_cloud.engine.engine.EmbeddedEngine`` does in
-its worker thread, here happens on the virtual clock, in the same order: messages wait for the end of the step in
-progress, commits leave before the next step is thought about.
+With ``cloud_draft`` the only file of the simulator that knows the scheduler. What happens in the worker thread of
+``pilotfish_cloud.engine.engine.EmbeddedEngine``, here happens on the virtual clock, in the same order: messages wait
+for the end of the step in progress, commits leave before the next step is thought about.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Seq
+from collections.abc import Callable
 from typing import Final
 
 from pilotfish_core.cloud_core import CloudCore, CloudLimits, VerifyCounts
@@ -31,6 +30,7 @@ from pilotfish_core.scheduling import (
 )
 from pilotfish_core.stops import StopChecker
 from pilotfish_sim.clock import LAST, Alarm, Clock
+from pilotfish_sim.cloud_draft import DraftModelCost
 from pilotfish_sim.study import load_class
 from pilotfish_sim.target_model import Target
 from pilotfish_sim.text import Text
@@ -276,33 +276,6 @@ class VirtualEngine:
         self._unopened.discard(key)
         for kept in (self._texts, self._listeners, self._sequences):
             kept.pop(key, None)
-
-
-class DraftModelCost:
-    """A draft model beside the target: what it proposes, and the seconds that it takes for it."""
-
-    source = CloudDraft.MODEL
-
-    def __init__(self, step_seconds: float, texts: Mapping[str, Text]) -> None:
-        self.step_seconds: float | None = step_seconds
-        self._texts = texts
-        self._spent = 0.0
-
-    def propose(self, wanted: Seq[tuple[Sequence, int]]) -> dict[str, tuple[int, ...]]:
-        """A forward for each token, of all sequences at once."""
-        self._spent += max(count for _, count in wanted) * (self.step_seconds or 0.0)
-        return {
-            sequence.key: self._texts[sequence.key].drafted_in_cloud(len(sequence.core.output), count)
-            for sequence, count in wanted
-        }
-
-    def forget(self, sequence: Sequence) -> None:
-        """It has ended."""
-
-    def take_seconds(self) -> float:
-        """What was spent since the last call."""
-        spent, self._spent = self._spent, 0.0
-        return spent
 
 
 def speculation_policy(target: Target) -> SpeculationPolicy:
