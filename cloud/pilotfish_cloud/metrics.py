@@ -16,9 +16,10 @@ from prometheus_client.metrics_core import Metric
 
 from pilotfish_cloud.engine.interface import CommitEvent, EngineEvent, OpenedEvent
 from pilotfish_cloud.engine_metrics import EngineCollector
-from pilotfish_cloud.gateway import Gateway, Stream
+from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.observer import StreamObserver
 from pilotfish_cloud.principal import Principal
+from pilotfish_cloud.stream import Stream
 from pilotfish_core.errors import PilotfishError
 
 _QUICK: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)  # seconds

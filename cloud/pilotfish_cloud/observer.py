@@ -8,7 +8,7 @@ from pilotfish_cloud.engine.interface import EngineEvent
 from pilotfish_cloud.principal import Principal
 
 if TYPE_CHECKING:
-    from pilotfish_cloud.gateway import Stream
+    from pilotfish_cloud.stream import Stream
 
 
 class StreamObserver:

@@ -13,8 +13,9 @@ from google.protobuf.message import DecodeError
 
 from pilotfish_cloud.edge import AUTHORIZATION_METADATA, Context, abort, receive
 from pilotfish_cloud.engine.interface import AdviceEvent, CommitEvent, OpenedEvent
-from pilotfish_cloud.gateway import Gateway, Stream
+from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.principal import ANYONE, Principal
+from pilotfish_cloud.stream import Stream
 from pilotfish_core.drafts import DraftRun
 from pilotfish_core.errors import Cancelled, DeadlineExceeded, PilotfishError, ProtocolViolation
 from pilotfish_core.messages import PROTOCOL_VERSION, Acknowledged, Open, Opened, Ping

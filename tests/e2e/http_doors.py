@@ -12,10 +12,11 @@ from typing import Any
 import openai
 import uvicorn
 
-from pilotfish_cloud.gateway import Gateway, Stream
+from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.http.app import create_app
 from pilotfish_cloud.http.chat_template import TEMPLATE_FILE
 from pilotfish_cloud.observer import StreamObserver
+from pilotfish_cloud.stream import Stream
 from tests.e2e.conftest import TARGET, Verifier
 
 PATIENCE_S = 60.0

@@ -10,8 +10,9 @@ import pytest
 import pytest_asyncio
 
 from pilotfish_cloud.engine.interface import EngineEvent
-from pilotfish_cloud.gateway import Gateway, Stream
+from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.service import VerifierService
+from pilotfish_cloud.stream import Stream
 from tests.e2e import raw_http2
 from tests.e2e.conftest import Verifier, connected, serving
 from tests.e2e.raw_calls import idle, opening, serves

@@ -13,9 +13,10 @@ from typing import Any, Final, TypeVar
 from starlette.types import Receive
 
 from pilotfish_cloud.engine.interface import CommitEvent, OpenedEvent
-from pilotfish_cloud.gateway import Gateway, Stream
+from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.http.choice import Choice, Delta
 from pilotfish_cloud.principal import Principal
+from pilotfish_cloud.stream import Stream
 from pilotfish_core.errors import InvalidParameter, PromptTooLong
 from pilotfish_core.messages import GENERATION_ID_BYTES, Open
 from pilotfish_core.modes import Mode, Pacing
