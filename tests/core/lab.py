@@ -155,7 +155,7 @@ class _Answer:
     def act(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
-                case Connect(_, mode):
+                case Connect(attempt=_, mode=mode):
                     pace = self.device.policy.pace
                     self.up(lambda mode=mode, pace=pace: self.open(mode, pace))  # type: ignore[misc]
                 case SendDraft(run, acknowledged):
