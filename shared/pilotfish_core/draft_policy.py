@@ -39,7 +39,6 @@ SLACK: Final = 0.03  # how much slower than the cloud alone an arm may be that s
 # device begins to draft from a gain of 5% and stops below 2%.
 TROUBLE: Final = {Arm.CLOUD: 0.0, Arm.CO_LOCATED: 0.02, Arm.ASYNC: 0.035}
 HYSTERESIS: Final = 0.015
-SWAY: Final = 0.2  # of a draft's speed, by moods of the text
 RIVALRY: Final = 0.08  # between two arms that both draft, whose speeds change with the text: a share of their speed
 
 _MODES: Final = {
@@ -90,7 +89,6 @@ class PolicyMemory:
         self.draft_time = Average(0.1)  # seconds a token
         self.advice: Advice | None = None
         self.cloud_draft = CloudDraft.NONE  # the best on offer
-        self.cloud_gain = Average(0.15)  # what the cloud said that its own drafts would gain
         # What the speed turned out to be over what was expected of an arm: the arithmetic takes acceptance to be the
         # same everywhere in a text and a device to answer at once, and both flatter.
         self.truth = {arm: Average(0.15) for arm in (Arm.CO_LOCATED, Arm.ASYNC)}
@@ -118,7 +116,6 @@ class DraftPolicy:
         self.pauses = 0
         self._drafting = drafting
         self._expectation: tuple[float, float] | None = None
-        self._settled_gain: float | None = None  # of drafting, at the acceptance over many answers
         self._stale = True  # something was observed since
         self._last_commit: float | None = None
         self._probe_every = PROBE_EVERY[0]
@@ -243,8 +240,6 @@ class DraftPolicy:
     def advised(self, advice: Advice) -> None:
         """The cloud said what the device cannot know."""
         self.memory.advice = advice
-        if advice.cloud_draft:
-            self.memory.cloud_gain.observe(advice.cloud_gain)
         self._stale = True
         self._decide()
 
@@ -316,11 +311,11 @@ class DraftPolicy:
         advice = self.memory.advice
         return advice.step_s if advice is not None and advice.step_s > 0 else self.step_time.value
 
-    def _pipeline(self, acceptance: Acceptance) -> tuple[Pipeline, float] | None:
+    def _pipeline(self) -> tuple[Pipeline, float] | None:
         step, draft = self._plain_step(), self.memory.draft_time.value
         if step is None or step <= 0 or draft is None or not self._experienced:
             return None
-        rate = acceptance.rate
+        rate = self.acceptance.rate
         pipeline = Pipeline(
             acceptance=rate,
             response=(self.memory.round_trip.now or 0.0) + draft,
@@ -332,11 +327,11 @@ class DraftPolicy:
     def _expected(self) -> tuple[float, float] | None:
         """Gain of drafting freely, and the target's time for a token then, plain decoding being 1."""
         if self._stale:
-            self._expectation, self._settled_gain, self._stale = self._expect(self.acceptance), None, False
+            self._expectation, self._stale = self._expect(), False
         return self._expectation
 
-    def _expect(self, acceptance: Acceptance) -> tuple[float, float] | None:
-        known = self._pipeline(acceptance)
+    def _expect(self) -> tuple[float, float] | None:
+        known = self._pipeline()
         if known is None:
             return None
         pipeline, step = known
@@ -344,7 +339,7 @@ class DraftPolicy:
         return best.rate * step - 1.0, best.busy / step
 
     def _lockstep_window(self) -> int:
-        known = self._pipeline(self.acceptance) if self.config.adaptive else None
+        known = self._pipeline() if self.config.adaptive else None
         if known is None:
             return min(self.config.window, 2 * FIRST_WINDOW) if self.config.adaptive else self.config.window
         pipeline, step = known
@@ -410,24 +405,6 @@ class DraftPolicy:
             gains.pop(Arm.ASYNC, None)
         return {arm: gain - TROUBLE[arm] for arm, gain in gains.items()}
 
-    def _rivals(self, scores: dict[Arm, float]) -> dict[Arm, float]:
-        """Scores of the arms that draft, to be compared with each other. A hard stretch of the text is hard for both,
-        but the estimates notice it at different times: what counts is how each has done over many answers.
-        """
-        rivals: dict[Arm, float] = {arm: score for arm, score in scores.items() if arm is not Arm.CLOUD}
-        if len(rivals) < 2 or self.objective is not Objective.LATENCY:
-            return rivals
-        if self._settled_gain is None:
-            expected = self._expect(self.memory.acceptance)
-            self._settled_gain = None if expected is None else expected[0]
-        settled = {Arm.ASYNC: self._settled_gain, Arm.CO_LOCATED: self.memory.cloud_gain.value}
-        for arm, now in self._raw_gains().items():
-            gain = settled.get(arm)
-            if gain is not None:  # what is further off than texts sway it has changed for good
-                speed = min(max(1.0 + gain, (1.0 + now) / (1.0 + SWAY)), (1.0 + now) * (1.0 + SWAY))
-                rivals[arm] = speed * self._truth(arm) - 1.0 - TROUBLE[arm]
-        return rivals
-
     def _decide(self) -> None:
         if not self.config.adaptive or self.config.arm not in (Arm.AUTO, Arm.ASYNC):
             return
@@ -437,9 +414,6 @@ class DraftPolicy:
         if self.arm is Arm.ASYNC and self._drafting and self._expected() is None and self._may_draft:
             return  # nothing is known yet: go on and find out
         best = max(scores, key=lambda arm: scores[arm])
-        if Arm.CLOUD not in (best, self.arm):
-            scores = self._rivals(scores)
-            best = max(scores, key=lambda arm: scores[arm])
         current = scores.get(self.arm, -math.inf)
         margin = HYSTERESIS if Arm.CLOUD in (best, self.arm) else RIVALRY * (1.0 + scores[best])
         settled = self._since_change >= SETTLED or current == -math.inf

@@ -77,8 +77,7 @@ def test_auto_takes_what_is_fastest() -> None:
     assert gain is not None
     policy.advised(Advice(STEP_S, CloudDraft.MODEL, gain - 0.2, 0.8))
     assert policy.arm is Arm.ASYNC
-    for _ in range(8):  # it must be more than a mood of the text
-        policy.advised(Advice(STEP_S, CloudDraft.MODEL, gain + 0.3, 0.4))
+    policy.advised(Advice(STEP_S, CloudDraft.MODEL, gain + 0.3, 0.4))
     assert (policy.arm, policy.reason) == (Arm.CO_LOCATED, DraftReason.CLOUD_DRAFTS)
     assert policy.paused
     run(policy, 10, 0.8, draft_s=0.004)
