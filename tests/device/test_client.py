@@ -8,12 +8,14 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from pilotfish.client import AsyncClient, Client
 from pilotfish.drafters import load_drafter
+from pilotfish.stream import AsyncStream, Deadline
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.drafts import Commit, FinishReason
 from pilotfish_core.errors import (
@@ -83,7 +85,7 @@ def test_an_arm_that_needs_the_cloud_is_refused_where_it_is_never_to_be_asked() 
 
 
 async def test_iterating_and_waiting_from_two_tasks() -> None:
-    async with asyncio.timeout(10), scripted(slow_answer) as client:
+    async with asyncio.timeout(60), scripted(slow_answer) as client:
         stream = await client.generate("ab")
 
         async def text() -> str:
@@ -97,7 +99,7 @@ async def test_iterating_and_waiting_from_two_tasks() -> None:
 
 
 async def test_waiting_takes_no_pieces() -> None:
-    async with asyncio.timeout(10), scripted(slow_answer) as client:
+    async with asyncio.timeout(60), scripted(slow_answer) as client:
         stream = await client.generate("ab")
         await stream.result()
         assert "".join([piece.text async for piece in stream]) == "abcdef"
@@ -109,14 +111,14 @@ async def test_all_readers_get_the_error() -> None:
         await asyncio.sleep(0.05)
         raise ModelLoadError("broken")
 
-    async with asyncio.timeout(10), scripted(broken) as client:
+    async with asyncio.timeout(60), scripted(broken) as client:
         stream = await client.generate("ab")
         outcomes = await asyncio.gather(stream.result(), anext(stream), anext(stream), return_exceptions=True)
         assert [str(outcome) for outcome in outcomes] == ["broken"] * 3
 
 
 async def test_one_who_gives_up_waiting_takes_nothing_from_the_others() -> None:
-    async with asyncio.timeout(10), scripted(slow_answer) as client:
+    async with asyncio.timeout(60), scripted(slow_answer) as client:
         stream = await client.generate("ab")
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(stream.result(), 0.02)
@@ -144,7 +146,7 @@ def silent_address() -> Iterator[str]:
 
 async def test_the_deadline_covers_the_preparation(silent_address: str) -> None:
     """Nothing is known of the tokenizer yet: it would have to be fetched."""
-    async with asyncio.timeout(8), AsyncClient(silent_address, draft=None) as client:
+    async with asyncio.timeout(60), AsyncClient(silent_address, draft=None) as client:
         with pytest.raises(DeadlineExceeded, match=r"after 0\.2 s"):
             await client.generate("ab", timeout_s=0.2)
         with pytest.raises(DeadlineExceeded, match=r"after 0\.2 s"):
@@ -153,7 +155,7 @@ async def test_the_deadline_covers_the_preparation(silent_address: str) -> None:
 
 @pytest.mark.parametrize("timeout_s", [float("nan"), 0, -1, float("inf")])
 async def test_a_time_that_is_none(timeout_s: float, silent_address: str) -> None:
-    async with asyncio.timeout(8), AsyncClient(silent_address, draft=None) as client:
+    async with asyncio.timeout(60), AsyncClient(silent_address, draft=None) as client:
         with pytest.raises(InvalidParameter, match="a positive number"):
             await client.generate("ab", timeout_s=timeout_s)
         with pytest.raises(InvalidParameter, match="a positive number"):
@@ -161,37 +163,53 @@ async def test_a_time_that_is_none(timeout_s: float, silent_address: str) -> Non
 
 
 async def test_preparing_uses_up_the_time_of_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def slowly(*_: Any) -> Any:
-        await asyncio.sleep(1.0)
+    """The answer's deadline is the one that was set before the preparation began."""
+    begun: list[Deadline | None] = []
+    given: list[Deadline | None] = []
+
+    def after(timeout_s: float | None) -> Deadline | None:
+        begun.append(Deadline.after(timeout_s))
+        return begun[-1]
+
+    class Watched(AsyncStream):
+        def __init__(self, driver: Any, deadline: Deadline | None) -> None:
+            given.append(deadline)
+            super().__init__(driver, deadline)
+
+    async def obtain(*_: Any) -> Any:
+        assert len(begun) == 1
         return TOKENIZER
 
-    monkeypatch.setattr("pilotfish.preparation.obtain_tokenizer", slowly)
-    async with asyncio.timeout(10), scripted(no_answer) as client:
-        begun = asyncio.get_running_loop().time()
-        with pytest.raises(DeadlineExceeded, match=r"after 1\.2 s"):
-            await (await client.generate("ab", timeout_s=1.2)).result()
-        assert asyncio.get_running_loop().time() - begun < 2.0
+    monkeypatch.setattr("pilotfish.client.Deadline", SimpleNamespace(after=after))
+    monkeypatch.setattr("pilotfish.client.AsyncStream", Watched)
+    monkeypatch.setattr("pilotfish.preparation.obtain_tokenizer", obtain)
+    async with asyncio.timeout(60), scripted(no_answer) as client:
+        with pytest.raises(DeadlineExceeded, match=r"after 0\.5 s"):
+            await (await client.generate("ab", timeout_s=0.5)).result()
+    assert given == begun
 
 
 async def test_a_deadline_of_one_leaves_the_preparation_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
+    go_on = asyncio.Event()
 
     async def slowly(*_: Any) -> Any:
         calls.append(1)
-        await asyncio.sleep(0.2)
+        await go_on.wait()
         return TOKENIZER
 
     monkeypatch.setattr("pilotfish.preparation.obtain_tokenizer", slowly)
-    async with asyncio.timeout(10), scripted(slow_answer) as client:
+    async with asyncio.timeout(60), scripted(slow_answer) as client:
         patient = asyncio.create_task(client.generate("ab"))
         with pytest.raises(DeadlineExceeded):
             await client.generate("ab", timeout_s=0.05)
+        go_on.set()
         assert (await (await patient).result()).text == "abcdef"
         assert calls == [1]
 
 
 async def test_closing_ends_a_preparation(silent_address: str) -> None:
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(60):
         client = AsyncClient(silent_address, draft=None)
         waiting = asyncio.create_task(client.prepare())
         await asyncio.sleep(0.05)

@@ -171,8 +171,7 @@ async def test_a_token_outside_the_vocabulary_ends_the_drafting_not_the_answer(b
     async def script(stream: ScriptedStream) -> AsyncIterator[Opened | Commit]:
         yield opened()
         yield commits("x", AT)
-        await asyncio.to_thread(drafter.asked.wait, 20)
-        await asyncio.sleep(0.2)  # for what might be sent now
+        await stream.steered.wait()  # it drafts no more
         yield commits("y", AT + 1, LENGTH)
 
     verifier = ScriptedTransport(script)
@@ -230,8 +229,10 @@ def raising(error: BaseException) -> Callable[[int], Any]:
     return draft
 
 
-async def answer_with(drafter: BadDrafter, **options: Any) -> tuple[ScriptedTransport, Result]:
-    """A verifier that waits for what the first task of the drafter comes to."""
+async def answer_with(
+    drafter: BadDrafter, *, failing: bool = False, **options: Any
+) -> tuple[ScriptedTransport, Result]:
+    """A verifier that waits until the drafter was asked or, where it is ``failing``, given up."""
     asked = threading.Event()
     fault = drafter.context._fault
 
@@ -244,7 +245,7 @@ async def answer_with(drafter: BadDrafter, **options: Any) -> tuple[ScriptedTran
     async def script(stream: ScriptedStream) -> AsyncIterator[Opened | Commit]:
         yield opened()
         yield commits("x", AT)
-        await asyncio.to_thread(asked.wait, 20)
+        await (stream.steered.wait() if failing else asyncio.to_thread(asked.wait, 20))
         yield commits("y", AT + 1)
         yield commits("z", AT + 2, LENGTH)
 
@@ -259,7 +260,7 @@ async def answer_with(drafter: BadDrafter, **options: Any) -> tuple[ScriptedTran
     [RuntimeError("broken"), StopIteration("odd"), SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()],
 )
 async def test_a_drafter_that_raises_ends_the_drafting_not_the_answer(error: BaseException) -> None:
-    _, result = await answer_with(BadDrafter(BadContext(raising(error))))
+    _, result = await answer_with(BadDrafter(BadContext(raising(error))), failing=True)
     assert result.metrics.drafter_error is not None
     assert type(error).__name__ in result.metrics.drafter_error
 
@@ -291,7 +292,7 @@ async def test_a_timer_that_fires_early_is_armed_again(monkeypatch: pytest.Monke
     monkeypatch.setattr(asyncio.get_running_loop(), "_clock_resolution", 0.2)
     config = DeviceConfig(ping_after_s=0.03, ping_timeout_s=0.03, retry=RetryPolicy(max_first_attempts=1))
     with pytest.raises(Unavailable, match="nothing heard"):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await run(generation(), ScriptedTransport(says()), config=config)
 
 

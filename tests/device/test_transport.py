@@ -127,19 +127,19 @@ async def _carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter, delay
 
 async def test_a_tokenizer_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pilotfish.transport.FETCH_TIMEOUT_S", 0.3)
-    async with asyncio.timeout(10), stalling() as transport:
+    async with asyncio.timeout(60), stalling() as transport:
         with pytest.raises(DeadlineExceeded):
             await transport.fetch_tokenizer("")
 
 
 async def test_a_slow_link_has_time_to_connect() -> None:
-    async with asyncio.timeout(20), stalling(delay_s=0.4) as transport:
+    async with asyncio.timeout(60), stalling(delay_s=0.4) as transport:
         assert (await transport.describe()).protocol_version == 1
 
 
 async def test_a_verifier_of_another_protocol_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StallingVerifier, "protocol_version", 7)
-    async with asyncio.timeout(10), stalling() as transport:
+    async with asyncio.timeout(60), stalling() as transport:
         with pytest.raises(ProtocolViolation, match="protocol version 7, this device 1"):
             await transport.describe()
 

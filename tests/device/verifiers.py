@@ -21,6 +21,7 @@ from pilotfish_core.drafter import DraftContext, Drafter
 from pilotfish_core.drafts import Commit, DraftRun, Finish, FinishReason
 from pilotfish_core.errors import PilotfishError
 from pilotfish_core.messages import Open, Opened
+from pilotfish_core.modes import Mode
 from pilotfish_core.parameters import SamplingParams
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.retry import RetryPolicy
@@ -64,6 +65,7 @@ class ScriptedStream(DeviceStream):
         self._over = asyncio.Event()
         self.bytes_up = self.bytes_down = 0
         self.runs: list[DraftRun] = []
+        self.steered = asyncio.Event()  # the device has changed its mode
         self.opening: Open
 
     def send(self, frame: pb.DeviceFrame) -> None:
@@ -72,6 +74,8 @@ class ScriptedStream(DeviceStream):
                 self.opening = message
             elif isinstance(message, DraftRun):
                 self.runs.append(message)
+            elif isinstance(message, Mode):
+                self.steered.set()
 
     async def frames(self) -> AsyncIterator[pb.CloudFrame]:
         writer = CloudFrameWriter()
