@@ -203,6 +203,7 @@ class AsyncClient:
                 hint=self._hint,
                 prompts=self._prompts,
                 padded=self._padded,
+                deadline=None if deadline is None else deadline.at,
             )
         )
         stream = AsyncStream(driver, deadline)

@@ -48,6 +48,7 @@ from pilotfish_core.tokenizer import Tokenizer
 log = logging.getLogger("pilotfish")
 policy_log = logging.getLogger("pilotfish.policy")
 
+DEADLINE_GRACE_S: Final = 1.0  # of the call beyond the answer's deadline, whose passing the client says better itself
 CLOSE_TIMEOUT_S: Final = 1.0  # after the finish the verifier has nothing more to say than the status
 
 
@@ -89,8 +90,11 @@ class GenerationDriver:
         hint: Hint | None = None,
         prompts: SentPrompts | None = None,
         padded: bool = False,
+        deadline: float | None = None,
     ) -> None:
-        """``prompts``: what the verifier was sent before, by earlier generations too."""
+        """``prompts``: what the verifier was sent before, by earlier generations too. ``deadline``: when the answer
+        must be complete, on the event loop's clock; the verifier is told.
+        """
         self.generation = generation
         self._prompts = SentPrompts() if prompts is None else prompts
         self.pieces: asyncio.Queue[Piece | Result | PilotfishError] = asyncio.Queue()
@@ -98,6 +102,7 @@ class GenerationDriver:
         self._transport = transport
         self._allow_other_fingerprint = allow_other_fingerprint
         self._padded = padded
+        self._deadline = deadline
         self._figures = Figures(generation, "none" if drafter is None else drafter.name)
         self._early: list[_Event] | None = []  # what happened before it runs; None from then on
         self._over = asyncio.get_running_loop().create_future()
@@ -302,7 +307,17 @@ class GenerationDriver:
             pace=self._core.policy.pace,
             ticket=connect.ticket,
         )
-        self._attempt = Attempt(self._transport, next(self._attempts), message, self._happened, padded=self._padded)
+        timeout_s = None
+        if self._deadline is not None:
+            timeout_s = max(self._deadline - self._loop.time(), 0.0) + DEADLINE_GRACE_S
+        self._attempt = Attempt(
+            self._transport,
+            next(self._attempts),
+            message,
+            self._happened,
+            padded=self._padded,
+            timeout_s=timeout_s,
+        )
 
     def _leave(self) -> None:
         """Give up the current stream, if any; what still comes from it is ignored."""

@@ -96,10 +96,11 @@ class DeviceStream:
         stub: pb_grpc.VerifierAsyncStub,
         address: Address | None = None,
         metadata: tuple[tuple[str, str], ...] = (),
+        timeout_s: float | None = None,
     ) -> None:
         self._outgoing: asyncio.Queue[pb.DeviceFrame | None] = asyncio.Queue()
         self._address = address
-        self._call: Any = stub.Generate(self._requests(), metadata=metadata)
+        self._call: Any = stub.Generate(self._requests(), metadata=metadata, timeout=timeout_s)
         self._cancelled = False
         self.bytes_up = 0
         self.bytes_down = 0
@@ -144,10 +145,10 @@ class Transport:
         self._credentials = credentials or Credentials()
         self._channels: dict[Address, grpc.aio.Channel] = {}
 
-    def open(self, number: int) -> DeviceStream:
-        """A new stream; successive numbers go round the addresses."""
+    def open(self, number: int, timeout_s: float | None = None) -> DeviceStream:
+        """A new stream; successive numbers go round the addresses. ``timeout_s``: told to the verifier, too."""
         address = self.addresses[number % len(self.addresses)]
-        return DeviceStream(self._stub(address), address, self._credentials.metadata)
+        return DeviceStream(self._stub(address), address, self._credentials.metadata, timeout_s)
 
     async def describe(self) -> pb.DescribeResponse:
         """What the first address that answers serves, if it speaks our protocol.

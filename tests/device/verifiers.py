@@ -98,7 +98,7 @@ class ScriptedTransport(Transport):
         self._scripts = scripts
         self.streams: list[ScriptedStream] = []
 
-    def open(self, number: int) -> ScriptedStream:
+    def open(self, number: int, timeout_s: float | None = None) -> ScriptedStream:
         self.streams.append(ScriptedStream(self._scripts[min(len(self.streams), len(self._scripts) - 1)]))
         return self.streams[-1]
 

@@ -11,6 +11,7 @@ import grpc
 import pytest
 import pytest_asyncio
 
+from pilotfish_core.errors import DeadlineExceeded
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from tests.e2e.conftest import Verifier, connected, serving
 from tests.e2e.raw_calls import call, idle, opening, serves
@@ -113,3 +114,17 @@ async def test_rows_are_charged_as_computed(tmp_path: Path) -> None:
         assert cached.frames[0].opened.cached_tokens == 16
         after = await call(verifier, [opening(verifier, prompt=tuple(range(200, 235)), name=4)], stay=stay)
         assert after.code is grpc.StatusCode.OK
+
+
+async def test_the_verifier_hears_of_a_clients_deadline(narrow: Verifier) -> None:
+    """So that it refuses at once what could not begin in time, and says more than that the time is over."""
+    tasks = await held(narrow, 1)
+    gateway = narrow.server.gateway
+    assert gateway is not None
+    gateway.admission._duration = 1000.0  # type: ignore[attr-defined]
+    async with asyncio.timeout(20), connected(narrow) as client:
+        stream = await client.generate("def f(", max_tokens=4, timeout_s=60)
+        with pytest.raises(DeadlineExceeded, match="could not begin before its deadline"):
+            await stream.result()
+    await ended(narrow, tasks)
+    await serves(narrow)
