@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from pilotfish.bench.machine import load
 from pilotfish_cloud.engine.attention_plan import Segment
-from pilotfish_cloud.engine.determinism import NORMAL_RULE, Rule, calibrate, self_check
+from pilotfish_cloud.engine.determinism import Rule, calibrate, normal_rule, self_check
 from pilotfish_cloud.engine.fingerprint import machine_facts
 from pilotfish_cloud.engine.loading import DTYPES, load_model
 from pilotfish_cloud.engine.model_runner import ModelRunner
@@ -65,7 +65,7 @@ def measure(arguments: argparse.Namespace, model: Path, dtype: str) -> dict[str,
     began = time.perf_counter()
     rule = calibrate(runner, max_rows=512)
     calibrated = time.perf_counter() - began
-    rules = {"normal": NORMAL_RULE, "deterministic": rule}
+    rules = {"normal": normal_rule(runner, max_rows=512), "deterministic": rule}
     differing = {}
     for name, each in rules.items():
         each.apply(runner)

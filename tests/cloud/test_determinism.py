@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pilotfish_cloud.engine import determinism
 from pilotfish_cloud.engine.attention_plan import AttentionRule
@@ -158,6 +161,34 @@ def test_without_it_bits_do_differ(folder: Path) -> None:
     """Else the tests above would prove nothing."""
     engine = engine_of(folder, "float32", deterministic=False)
     assert determinism.self_check(engine.runner) > 0
+
+
+def test_without_it_few_row_counts_are_ever_computed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN keeps half a megabyte for every one in every layer."""
+    seen, product = set[int](), PackedLinear.product
+
+    def watched(linear: PackedLinear, rows: torch.Tensor) -> torch.Tensor:
+        seen.add(rows.shape[:-1].numel())
+        return product(linear, rows)
+
+    monkeypatch.setattr(PackedLinear, "product", watched)
+    engine = engine_of(folder, "float32", deterministic=False)
+    with running(engine) as ear:
+        lengths = range(1, 300, 23)
+        for length in lengths:
+            prompt = [(7 * i + length) % 256 for i in range(length)]
+            engine.open(request(str(length), prompt, max_tokens=9, ignore_eos=True))
+        ear.wait_end(*map(str, lengths))
+    assert len(seen) > 8
+    assert seen <= set(determinism.row_ladder(300))
+
+
+@given(st.integers(1, 5000))
+def test_the_ladder_of_row_counts(rows: int) -> None:
+    ladder = determinism.row_ladder(rows)
+    assert ladder[-1] >= rows
+    assert len(ladder) <= 8 + 4 * rows.bit_length()
+    assert all(lower < upper <= max(lower + 1, lower * 1.25) for lower, upper in itertools.pairwise(ladder))
 
 
 def test_a_rule_that_does_not_hold_is_replaced_by_a_stricter_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

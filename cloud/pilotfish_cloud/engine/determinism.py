@@ -57,7 +57,30 @@ class Rule:
         runner.row_sizes = self.row_sizes
 
 
-NORMAL_RULE: Final = Rule(AttentionRule())
+UNRULED: Final = Rule(AttentionRule())  # any shape
+
+
+def normal_rule(runner: ModelRunner, *, max_rows: int) -> Rule:
+    """Shapes of normal mode, for steps of up to ``max_rows`` rows.
+
+    oneDNN compiles a kernel for every row count of a layer, keeps up to 1,024 of them of half a megabyte each, and
+    takes a millisecond over each: on CPU row counts come from a short ladder. Elsewhere any will do.
+    """
+    if runner.device.type != "cpu":
+        return UNRULED
+    sizes = row_ladder(max_rows)
+    return Rule(
+        AttentionRule(), sizes, tuple((key, sizes) for key in sorted({each.shape_key for each in runner.linears}))
+    )
+
+
+def row_ladder(max_rows: int) -> tuple[int, ...]:
+    """Row counts up to the first that holds ``max_rows``: each until 8, then in steps of at most a quarter."""
+    sizes = [1]
+    while sizes[-1] < max_rows:
+        step = max(1, (1 << sizes[-1].bit_length()) >> 3)  # ..., 8, 10, 12, 14, 16, 20, ...
+        sizes.append(sizes[-1] + step)
+    return tuple(sizes)
 
 
 def calibrate(runner: ModelRunner, *, max_rows: int) -> Rule:
@@ -69,7 +92,7 @@ def calibrate(runner: ModelRunner, *, max_rows: int) -> Rule:
         rule.apply(runner)
         if self_check(runner) == 0:
             return rule
-    NORMAL_RULE.apply(runner)
+    UNRULED.apply(runner)
     raise LocalError(
         "deterministic mode was asked for, but this machine's kernels give other bits for other batch shapes under "
         "every rule tried; run without it",

@@ -7,7 +7,6 @@ whether they do decides when tokens arrive, never which.
 
 from __future__ import annotations
 
-import bisect
 import dataclasses
 import logging
 import time
@@ -17,6 +16,7 @@ from typing import Final
 import torch
 
 from pilotfish_cloud.engine.attention_plan import Segment
+from pilotfish_cloud.engine.determinism import normal_rule, row_ladder
 from pilotfish_cloud.engine.loading import LoadedModel
 from pilotfish_cloud.engine.model_runner import ModelRunner
 from pilotfish_cloud.engine.sampler import Sampler, SequenceRows
@@ -30,9 +30,7 @@ from pilotfish_core.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
-# Rows of a forward, to which it is padded: preparing kernels for a count not seen before takes as long as ten forwards.
-# The last is the most of a forward: what a long prompt may delay the other drafts at a time.
-ROW_SIZES: Final = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+MAX_ROWS: Final = 512  # of a forward: what a long prompt may delay the other drafts at a time
 _DRAFTING_ROWS: Final = 2  # of a sequence that only drafts: after a fully accepted draft its last token and the bonus
 _GAIN: Final = 0.1  # of the measured time of a forward
 
@@ -129,7 +127,7 @@ class DraftModel:
         self._sampler = Sampler(target.vocab_size)
         # The pool of cached blocks is of no use here, but cannot be empty.
         self._runner = ModelRunner(loaded, num_slots=num_slots, num_blocks=1, block_size=1, max_len=self._max_len)
-        self._runner.row_sizes = ROW_SIZES
+        normal_rule(self._runner, max_rows=MAX_ROWS).apply(self._runner)
         self._held: dict[str, _Held] = {}  # by key, the least recently used first
         self._failed: set[str] = set()
         self._seconds = Average(_GAIN)
@@ -232,7 +230,7 @@ class DraftModel:
         ready: list[_Job] = []
         last: list[int] = []  # row of each that is ready
         for job in sorted(jobs, key=lambda job: len(job.pending)):  # drafts first, prompts take what is left
-            inputs = job.pending[: ROW_SIZES[-1] - len(tokens)]
+            inputs = job.pending[: MAX_ROWS - len(tokens)]
             if not inputs:
                 break
             begin = len(tokens)
@@ -270,6 +268,6 @@ class DraftModel:
     def _warm_up(self, most: int) -> None:
         """Kernels for up to ``most`` rows; what preparing them takes would make drafting look dear for a long while."""
         slot = self._runner.store.acquire()
-        for rows in ROW_SIZES[: bisect.bisect_left(ROW_SIZES, most) + 1]:
+        for rows in row_ladder(min(most, MAX_ROWS)):
             self._runner.lm_head(self._runner.hidden([0] * rows, [Segment(slot, 0, rows, 0)]))
         self._runner.store.release(slot, wipe=True)

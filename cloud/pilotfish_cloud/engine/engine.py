@@ -19,7 +19,7 @@ from typing import Final
 import torch
 
 from pilotfish_cloud.config import ServerConfig
-from pilotfish_cloud.engine.determinism import NORMAL_RULE, calibrate
+from pilotfish_cloud.engine.determinism import calibrate, normal_rule
 from pilotfish_cloud.engine.draft_model import DraftModel
 from pilotfish_cloud.engine.engine_config import EngineConfig, scheduler_config, speculation_policy
 from pilotfish_cloud.engine.fingerprint import fingerprint
@@ -76,7 +76,12 @@ class EmbeddedEngine(Engine):
             block_size=config.block_size,
             max_len=max_len,
         )
-        rule = calibrate(self.runner, max_rows=config.max_num_batched_tokens) if config.deterministic else NORMAL_RULE
+        most = scheduling.max_num_batched_tokens
+        if config.deterministic:
+            rule = calibrate(self.runner, max_rows=most)
+        else:
+            rule = normal_rule(self.runner, max_rows=most)
+            rule.apply(self.runner)
         drafters: list[CloudDrafter] = [CloudNgram()]
         if draft is not None:
             drafters.append(
