@@ -16,6 +16,7 @@ tokens share a block. Test vectors for other languages: ``vectors/`` beside this
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -39,7 +40,7 @@ GUMBEL_MIN: Final = -math.log(-math.log(0.5 / 2**32))  # -3.1
 GUMBEL_MAX: Final = -math.log(-math.log((MASK32 + 0.5) / 2**32))  # 22.9
 
 _M0, _M1 = (np.uint64(multiplier) for multiplier in MULTIPLIERS)
-_MULTIPLIERS = np.array([[MULTIPLIERS[0]], [MULTIPLIERS[1]]], dtype=np.uint64)
+_MULTIPLIERS = np.array([[[MULTIPLIERS[0]]], [[MULTIPLIERS[1]]]], dtype=np.uint64)
 _MASK = np.uint64(MASK32)
 _SHIFT = np.uint64(32)
 _PIECE: Final = 13_000  # blocks whose buffers fit a second-level cache
@@ -63,17 +64,17 @@ def philox_block(counter: tuple[int, int, int, int], key: tuple[int, int]) -> tu
 def philox_blocks(first: Blocks, rest: tuple[int, int, int], key: tuple[int, int]) -> Words:
     """Blocks for counters ``(first[i], *rest)``; ``first`` holds 32-bit values. Returns uint32 ``[len(first), 4]``."""
     keys = round_keys(key)
-    columns = [np.array([[k0], [k1]], dtype=np.uint64) for k0, k1 in keys[2:]]
+    columns = [np.array([[[k0]], [[k1]]], dtype=np.uint64) for k0, k1 in keys[2:]]
     words = np.empty((len(first), LANES), dtype=np.uint32)
     pieces = max(1, -(-len(first) // _PIECE))
     scratch = np.empty(8 * -(-len(first) // pieces), dtype=np.uint64)  # once: fresh pages cost as much as a round
     for piece in range(pieces):
         start, end = len(first) * piece // pieces, len(first) * (piece + 1) // pieces
-        buffers = scratch[: 8 * (end - start)].reshape(4, 2, end - start)
-        _first_rounds(buffers, first[start:end], rest, keys)
+        buffers = scratch[: 8 * (end - start)].reshape(4, 2, 1, end - start)
+        _first_rounds(buffers[:, :, 0], first[start:end], rest, keys)
         mixed, low = _last_rounds(buffers, columns)
         for lane, column in enumerate((mixed[0], low[0], mixed[1], low[1])):
-            words[start:end, lane] = column  # the cast keeps the low 32 bits
+            words[start:end, lane] = column[0]  # the cast keeps the low 32 bits
     return words
 
 
@@ -94,8 +95,23 @@ def _first_rounds(buffers: Blocks, first: Blocks, rest: tuple[int, int, int], ke
     low[1] = p0 & MASK32
 
 
+def _first_rounds_of_rows(buffers: Blocks, first: Blocks, rest: tuple[Blocks, Blocks], keys: list[Blocks]) -> None:
+    """As ``_first_rounds``, for ``[2, rows, n]`` buffers. ``rest`` and halves of ``keys`` are ``[rows, 1]``."""
+    mixed, low, spare, _ = buffers
+    r1, r2 = rest
+    p1 = r2 * _M1
+    p0 = ((p1 >> _SHIFT) ^ r1 ^ keys[0][0]) * _M0
+    product = first * _M0
+    np.bitwise_xor(product >> _SHIFT, np.uint64(SAMPLING_DOMAIN) ^ keys[0][1], out=spare[0])
+    np.multiply(spare[0], _M1, out=low[0])
+    np.right_shift(low[0], _SHIFT, out=mixed[0])
+    np.bitwise_xor(mixed[0], (p1 & _MASK) ^ keys[1][0], out=mixed[0])
+    np.bitwise_xor(product & _MASK, (p0 >> _SHIFT) ^ keys[1][1], out=mixed[1])
+    low[1] = p0 & _MASK
+
+
 def _last_rounds(buffers: Blocks, columns: list[Blocks]) -> tuple[Blocks, Blocks]:
-    """The other eight rounds on ``[2, n]`` buffers, five passes each: memory traffic and calls are what they cost.
+    """The other eight rounds on ``[2, rows, n]`` buffers, five passes each: what they cost is memory traffic and calls.
 
     The low words keep the products' upper halves as garbage, dropped when they are mixed in or cast.
     """
@@ -123,6 +139,26 @@ def words_row(seed: int, position: int, vocab_size: int) -> Words:
     key, rest = _key_and_rest(seed, position)
     blocks = np.arange(-(-vocab_size // LANES), dtype=np.uint64)
     return philox_blocks(blocks, rest, key).reshape(-1)[:vocab_size]
+
+
+def words_rows(seeds: Sequence[int], positions: Sequence[int], vocab_size: int) -> Words:
+    """``words_row`` of several seeds and positions at once. uint32 ``[len(seeds), vocab_size]``."""
+    keys = np.array([round_keys(split64("seed", seed)) for seed in seeds], dtype=np.uint64)  # [rows, round, half]
+    columns = [np.ascontiguousarray(part.T[:, :, None]) for part in keys.transpose(1, 0, 2)]  # each [half, rows, 1]
+    low, high = np.array([split64("position", position) for position in positions], dtype=np.uint64).T[:, :, None]
+    first = np.arange(-(-vocab_size // LANES), dtype=np.uint64)
+    words = np.empty((len(seeds), first.size, LANES), dtype=np.uint32)
+    step = max(1, _PIECE // first.size)
+    scratch = np.empty(8 * min(step, len(seeds)) * first.size, dtype=np.uint64)
+    for start in range(0, len(seeds), step):
+        part = slice(start, min(start + step, len(seeds)))
+        rows = part.stop - start
+        buffers = scratch[: 8 * rows * first.size].reshape(4, 2, rows, first.size)
+        _first_rounds_of_rows(buffers, first, (low[part], high[part]), [column[:, part] for column in columns[:2]])
+        mixed, below = _last_rounds(buffers, [column[:, part] for column in columns[2:]])
+        for lane, column in enumerate((mixed[0], below[0], mixed[1], below[1])):
+            words[part, :, lane] = column
+    return words.reshape(len(seeds), -1)[:, :vocab_size]
 
 
 def words_at(seed: int, position: int, ids: Ids) -> Words:

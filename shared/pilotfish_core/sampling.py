@@ -113,13 +113,19 @@ def coupled_candidates(
     if count < 1:
         raise ValueError(f"count is {count}; expected at least 1")
     adjusted, top = _adjusted(logits, params, history, banned, vocab_size)
+    return _candidates(adjusted, top, params, count, params.seed if seed is None else seed, position)
+
+
+def _candidates(
+    adjusted: Logits, top: float, params: SamplingParams, count: int, seed: int, position: int
+) -> list[int]:
     if params.is_greedy:
         if count == 1:
             return [int(adjusted.argmax())]  # numpy's arg-max is the first of equals
         best = largest(adjusted, count)
         best = best[np.argsort(-adjusted[best].astype(np.float64), kind="stable")]
         return [int(token) for token in best if adjusted[token] > -np.inf]
-    race = Race(params.temperature, top, params.seed if seed is None else seed, position)
+    race = Race(params.temperature, top, seed, position)
     ids, values = _after_min_p_and_top_k(race, adjusted, params)
     if params.top_p < 1.0:
         return _nucleus_candidates(race, ids, values, params, count)
@@ -150,6 +156,34 @@ def penalised(values: Floats, counts: Ids, params: SamplingParams) -> Floats:
     values = values - np.where(counts > 0, params.presence_penalty, 0.0)
     result: Floats = values - params.frequency_penalty * counts
     return result
+
+
+def adjusted_in_place(
+    row: Floats, params: SamplingParams, seen: tuple[Ids, Ids] | None, banned: Sequence[int]
+) -> float:
+    """Bias, penalties and bans, on float64 logits; returns the largest. ``seen``: ids, and their counts in the output.
+
+    Raises NumericalFailure as ``filtered_logits``.
+    """
+    for token, bias in bias_by_id(params, row.size).items():
+        row[token] += bias
+    if seen is not None:
+        ids, counts = seen
+        row[ids] = penalised(row[ids], counts, params)
+    for token in banned:
+        if token < row.size:
+            row[token] = -np.inf
+    top = float(row.max())
+    if math.isnan(top) or top == math.inf:
+        raise NumericalFailure("the penalties left logits that are not finite numbers", private=f"largest: {top}")
+    if top == -math.inf:
+        raise NumericalFailure("no token is left to choose from", private="all logits are masked")
+    return top
+
+
+def coupled_token_of_adjusted(adjusted: Logits, top: float, params: SamplingParams, seed: int, position: int) -> int:
+    """The token at ``position`` by logits after bias, penalties and bans, the largest of which is ``top``."""
+    return _candidates(adjusted, top, params, 1, seed, position)[0]
 
 
 def bias_by_id(params: SamplingParams, vocab_size: int) -> dict[int, float]:
@@ -284,20 +318,8 @@ def _adjusted(
     if not (penalties or params.logit_bias or banned):
         return row, top
     row = row.astype(np.float64)  # copies
-    for token, bias in bias_by_id(params, row.size).items():
-        row[token] += bias
-    if penalties and history is not None:
-        ids, counts = history.seen(row.size)
-        row[ids] = penalised(row[ids], counts, params)
-    for token in banned:
-        if token < row.size:
-            row[token] = -np.inf
-    top = float(row.max())
-    if math.isnan(top) or top == math.inf:
-        raise NumericalFailure("the penalties left logits that are not finite numbers", private=f"largest: {top}")
-    if top == -math.inf:
-        raise NumericalFailure("no token is left to choose from", private="all logits are masked")
-    return row, top
+    seen = history.seen(row.size) if penalties and history is not None else None
+    return row, adjusted_in_place(row, params, seen, banned)
 
 
 def _kept_count(scaled: Floats, params: SamplingParams) -> int:

@@ -7,11 +7,12 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pilotfish_cloud.engine.batch_sampler import BatchRow, gumbel, philox, row_sums, running_sums, sample_batch
-from pilotfish_cloud.engine.sampler import NOT_SAMPLED, Backend, Sampler, SequenceRows
+from pilotfish_cloud.engine.batch_sampler import gumbel, philox, row_sums, running_sums, sample_batch
+from pilotfish_cloud.engine.sampler import NOT_SAMPLED, TOGETHER, Backend, Sampler, SequenceRows
 from pilotfish_core.errors import InvalidParameter, NumericalFailure
 from pilotfish_core.noise import gumbel_row, words_row
 from pilotfish_core.parameters import SamplingParams
+from pilotfish_core.row_sampling import SampleRow
 from pilotfish_core.sampling import TokenHistory, coupled_token, filtered_logits
 
 BACKENDS: tuple[Backend, ...] = ("numpy", "torch")
@@ -23,8 +24,8 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def row(seed: int, position: int) -> BatchRow:
-    return BatchRow(SamplingParams(), seed, position)
+def row(seed: int, position: int) -> SampleRow:
+    return SampleRow(SamplingParams(), seed, position)
 
 
 @given(st.integers(0, 2**64 - 1), st.integers(0, 2**64 - 1))
@@ -212,14 +213,17 @@ def test_padding_is_not_read(backend: Backend) -> None:
     assert result[0].token_ids[0] < 4
 
 
-def test_stopping_at_the_first_mismatch_changes_nothing_before_it() -> None:
-    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(2))
-    full = Sampler(50).sample(logits, [SequenceRows(params=SamplingParams(), position=0, draft=[0, 0, 0])])[0]
-    draft = [full.token_ids[0], (full.token_ids[1] + 1) % 50, 0]
-    lazy = Sampler(50).sample(
-        logits, [SequenceRows(params=SamplingParams(), position=0, draft=draft)], stop_at_mismatch=True
-    )[0]
-    assert lazy.token_ids == [*full.token_ids[:2], NOT_SAMPLED, NOT_SAMPLED]
+@pytest.mark.parametrize("vocab", [50, TOGETHER + 1])
+def test_stopping_at_the_first_mismatch_changes_nothing_before_it(vocab: int) -> None:
+    logits = torch.randn(4, vocab, generator=torch.Generator().manual_seed(2))
+    sampler = Sampler(vocab)
+    full = sampler.sample(logits, [SequenceRows(params=SamplingParams(), position=0, draft=[0, 0, 0])])[0]
+    draft = [full.token_ids[0], (full.token_ids[1] + 1) % vocab, 0]
+    chain = SequenceRows(params=SamplingParams(), position=0, draft=draft)
+    lazy = sampler.sample(logits, [chain], stop_at_mismatch=True)[0]
+    assert lazy.token_ids[:2] == full.token_ids[:2]
+    if vocab > TOGETHER:
+        assert lazy.token_ids[2:] == [NOT_SAMPLED, NOT_SAMPLED]
 
 
 def test_sub_seeds_replace_the_seed() -> None:
@@ -244,7 +248,7 @@ def test_torch_draws_follow_the_filtered_distribution() -> None:
     count = 30_000
     logits = torch.tensor([2.0, 1.5, 1.5, 0.3, 0.0, -0.4, -1.0, 1.1])
     params = SamplingParams(temperature=0.9, top_p=0.9)
-    rows = [BatchRow(params, 4, position) for position in range(count)]
+    rows = [SampleRow(params, 4, position) for position in range(count)]
     outcomes = sample_batch(logits.expand(count, 8), rows)
     draws = [outcome[0] for outcome in outcomes if not isinstance(outcome, NumericalFailure)]
     p = np.exp(filtered_logits(logits.numpy(), params))

@@ -10,7 +10,6 @@ kept, or, rarely and exactly, a full sort follows); unfiltered (the noise of the
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
@@ -19,29 +18,19 @@ from torch import Tensor
 
 from pilotfish_core.drafts import TokenLogprobs
 from pilotfish_core.errors import NumericalFailure
-from pilotfish_core.noise import LANES, MASK32, MULTIPLIERS, Ids, round_keys, split64
+from pilotfish_core.noise import LANES, MASK32, MULTIPLIERS, round_keys, split64
 from pilotfish_core.parameters import SamplingParams
+from pilotfish_core.row_sampling import SampleRow
 from pilotfish_core.sampling import SLACK, bias_by_id
 
 PREFIX = 1024
 CHUNK = 2**24  # logits in float64 at a time: 128 MiB
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class BatchRow:
-    """One row: parameters, noise key and position, seen ids with their output counts (penalties only), banned ids."""
-
-    params: SamplingParams
-    seed: int
-    position: int
-    seen: tuple[Ids, Ids] | None = None
-    banned: Sequence[int] = ()
-
-
 Outcome = tuple[int, TokenLogprobs | None] | NumericalFailure
 
 
-def sample_batch(logits: Tensor, rows: Sequence[BatchRow]) -> list[Outcome]:
+def sample_batch(logits: Tensor, rows: Sequence[SampleRow]) -> list[Outcome]:
     """Token (and logprobs where asked for) or failure of each row. ``logits``: ``[rows, vocabulary]``, unpadded."""
     size = max(1, CHUNK // logits.shape[1])
     outcomes: list[Outcome] = []
@@ -50,7 +39,7 @@ def sample_batch(logits: Tensor, rows: Sequence[BatchRow]) -> list[Outcome]:
     return outcomes
 
 
-def philox(blocks: Tensor, rows: Sequence[BatchRow]) -> Tensor:
+def philox(blocks: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     """Philox4x32-10 words of each row's key and position. ``blocks``: int64 ``[rows or 1, n]``; ``[rows, n, 4]``.
 
     int64 products wrap, so their low 64 bits are right and a shift needs a mask.
@@ -91,7 +80,7 @@ def running_sums(values: Tensor) -> Tensor:
     return values
 
 
-def _sample_chunk(logits: Tensor, rows: Sequence[BatchRow]) -> list[Outcome]:
+def _sample_chunk(logits: Tensor, rows: Sequence[SampleRow]) -> list[Outcome]:
     adjusted = logits.to(torch.float64, copy=True)
     raw_top = adjusted.amax(dim=1)  # NaN propagates
     bad = ~(raw_top < math.inf)
@@ -118,13 +107,13 @@ def _sample_chunk(logits: Tensor, rows: Sequence[BatchRow]) -> list[Outcome]:
     return outcomes
 
 
-def _kind(params: SamplingParams) -> Callable[[Tensor, Tensor, Sequence[BatchRow]], Tensor]:
+def _kind(params: SamplingParams) -> Callable[[Tensor, Tensor, Sequence[SampleRow]], Tensor]:
     if params.is_greedy:
         return _greedy
     return _filtered if params.top_k or params.top_p < 1.0 or params.min_p > 0.0 else _unfiltered
 
 
-def _adjust(logits: Tensor, rows: Sequence[BatchRow]) -> None:
+def _adjust(logits: Tensor, rows: Sequence[SampleRow]) -> None:
     """Bias, penalties and bans, in place, touching only the ids concerned."""
     vocab, device = logits.shape[1], logits.device
     flat = logits.view(-1)
@@ -146,12 +135,12 @@ def _adjust(logits: Tensor, rows: Sequence[BatchRow]) -> None:
         flat[torch.tensor(bans, device=device)] = -math.inf
 
 
-def _greedy(adjusted: Tensor, top: Tensor, rows: Sequence[BatchRow]) -> Tensor:
+def _greedy(adjusted: Tensor, top: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     ids = torch.arange(adjusted.shape[1], device=adjusted.device)
     return torch.where(adjusted == top[:, None], ids, adjusted.shape[1]).amin(dim=1)
 
 
-def _unfiltered(adjusted: Tensor, top: Tensor, rows: Sequence[BatchRow]) -> Tensor:
+def _unfiltered(adjusted: Tensor, top: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     vocab = adjusted.shape[1]
     blocks = torch.arange(-(-vocab // LANES), device=adjusted.device)[None]
     noise = gumbel(philox(blocks, rows).reshape(len(rows), -1)[:, :vocab])
@@ -159,7 +148,7 @@ def _unfiltered(adjusted: Tensor, top: Tensor, rows: Sequence[BatchRow]) -> Tens
     return _best(_scaled(adjusted, top, rows) + noise, ids)
 
 
-def _filtered(adjusted: Tensor, top: Tensor, rows: Sequence[BatchRow]) -> Tensor:
+def _filtered(adjusted: Tensor, top: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     vocab = adjusted.shape[1]
     width = min(PREFIX, vocab)
     values, ids = torch.topk(adjusted, width, dim=1)
@@ -187,7 +176,7 @@ def _filtered(adjusted: Tensor, top: Tensor, rows: Sequence[BatchRow]) -> Tensor
     return tokens
 
 
-def _kept_by_min_p_and_top_k(scaled: Tensor, rows: Sequence[BatchRow], vocab: int) -> tuple[Tensor, list[int]]:
+def _kept_by_min_p_and_top_k(scaled: Tensor, rows: Sequence[SampleRow], vocab: int) -> tuple[Tensor, list[int]]:
     """How many of the descending logits are kept, int64 ``[rows]``; and which rows' mass reaches past the prefix."""
     limits = [math.log(row.params.min_p) - SLACK if row.params.min_p else -math.inf for row in rows]
     kept = ((scaled >= _column(limits, scaled)) & (scaled > -math.inf)).sum(dim=1)
@@ -199,7 +188,7 @@ def _kept_by_min_p_and_top_k(scaled: Tensor, rows: Sequence[BatchRow], vocab: in
     return kept, [i for i, row in enumerate(rows) if full[i] and row.params.top_p < 1.0 and not row.params.top_k]
 
 
-def _full_mass(adjusted: Tensor, top: Tensor, rows: Sequence[BatchRow], chosen: list[int]) -> dict[int, Tensor]:
+def _full_mass(adjusted: Tensor, top: Tensor, rows: Sequence[SampleRow], chosen: list[int]) -> dict[int, Tensor]:
     """Mass of what min_p leaves of the chosen rows, over the whole vocabulary."""
     if not chosen:
         return {}
@@ -210,7 +199,7 @@ def _full_mass(adjusted: Tensor, top: Tensor, rows: Sequence[BatchRow], chosen: 
     return dict(zip(chosen, mass, strict=True))
 
 
-def _kept_by_top_p(scaled: Tensor, kept: Tensor, rows: Sequence[BatchRow], totals: dict[int, Tensor]) -> Tensor:
+def _kept_by_top_p(scaled: Tensor, kept: Tensor, rows: Sequence[SampleRow], totals: dict[int, Tensor]) -> Tensor:
     if all(row.params.top_p == 1.0 for row in rows):
         return kept
     mass = running_sums(scaled.exp())
@@ -223,7 +212,7 @@ def _kept_by_top_p(scaled: Tensor, kept: Tensor, rows: Sequence[BatchRow], total
     return torch.minimum(kept, reached)
 
 
-def _choose(scaled: Tensor, ids: Tensor, kept: Tensor, rows: Sequence[BatchRow]) -> Tensor:
+def _choose(scaled: Tensor, ids: Tensor, kept: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     """The winner among the first ``kept`` of ``ids`` ``[rows, n]``."""
     width = min(scaled.shape[1], 1 << (int(kept.max()) - 1).bit_length())
     scaled, ids = scaled[:, :width], ids[:, :width]
@@ -237,7 +226,7 @@ def _best(scores: Tensor, ids: Tensor) -> Tensor:
     return torch.where(scores == scores.amax(dim=1, keepdim=True), ids, 2**62).amin(dim=1)
 
 
-def _scaled(adjusted: Tensor, top: Tensor, rows: Sequence[BatchRow]) -> Tensor:
+def _scaled(adjusted: Tensor, top: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     return (adjusted - top[:, None]) / _column([row.params.temperature for row in rows], adjusted)
 
 
@@ -245,7 +234,7 @@ def _column(values: Sequence[float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float64, device=like.device)[:, None]
 
 
-def _logprobs(logits: Tensor, rows: Sequence[BatchRow], tokens: Tensor, bad: Tensor) -> dict[int, TokenLogprobs]:
+def _logprobs(logits: Tensor, rows: Sequence[SampleRow], tokens: Tensor, bad: Tensor) -> dict[int, TokenLogprobs]:
     """Log-probabilities under the raw logits, by row, of the rows that ask for them."""
     chosen = [i for i, row in enumerate(rows) if row.params.logprobs is not None and not bool(bad[i])]
     if not chosen:

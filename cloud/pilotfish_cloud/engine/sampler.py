@@ -2,8 +2,8 @@
 
 The specification is ``pilotfish_core.sampling``. Two ways to the same tokens, chosen by where the logits are:
 
-* CPU: each row through the core's numpy functions, without a copy. They make noise for the few tokens that can win,
-  and what comes out of a row cannot depend on its neighbours.
+* CPU: the core's numpy functions. With a small vocabulary all rows together, see ``pilotfish_core.row_sampling``; with
+  a large one each by itself, without a copy, making noise for the few tokens that can win.
 * CUDA (or ``backend="torch"``): all rows together, see ``batch_sampler``; nothing but the tokens leaves the device.
 """
 
@@ -15,14 +15,16 @@ from typing import Literal
 
 import torch
 
-from pilotfish_cloud.engine.batch_sampler import BatchRow, sample_batch
+from pilotfish_cloud.engine.batch_sampler import Outcome, sample_batch
 from pilotfish_core.drafts import TokenLogprobs
 from pilotfish_core.errors import InvalidParameter, NumericalFailure
 from pilotfish_core.parameters import SamplingParams
+from pilotfish_core.row_sampling import SampleRow, coupled_tokens
 from pilotfish_core.sampling import TokenHistory, coupled_token, token_logprobs
 
 Backend = Literal["numpy", "torch"]
 NOT_SAMPLED = -1
+TOGETHER = 16_384  # the largest vocabulary whose rows cost less together, in numpy
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +54,7 @@ class SampledRows:
     """The target's tokens of one sequence, row by row.
 
     With ``error`` set the rows before the failing one are valid and the rest are missing. After the first row that
-    differs from the draft, tokens have no meaning; they are NOT_SAMPLED when the sampler was told to stop there.
+    differs from the draft, tokens have no meaning; some are NOT_SAMPLED when the sampler was told to stop there.
     """
 
     token_ids: list[int]
@@ -89,7 +91,9 @@ class Sampler:
             if sequence.params.has_penalties and sequence.history is None:
                 raise ValueError("a sequence with penalties needs its history")
         if (self.backend or ("numpy" if logits.device.type == "cpu" else "torch")) == "torch":
-            return self._sample_together(logits, sequences)
+            return _by_sequence(sequences, sample_batch(logits[:, : self.vocab_size], self._rows_of(sequences)))
+        if self.vocab_size <= TOGETHER:
+            return _by_sequence(sequences, self._sample_together(logits, self._rows_of(sequences)))
         results, start = [], 0
         for sequence in sequences:
             results.append(self._sample_one(logits[start : start + sequence.count], sequence, stop_at_mismatch))
@@ -132,24 +136,26 @@ class Sampler:
                 history.rewind(held)
         return result
 
-    def _sample_together(self, logits: torch.Tensor, sequences: Sequence[SequenceRows]) -> list[SampledRows]:
-        rows = [row for sequence in sequences for row in self._batch_rows(sequence)]
-        outcomes = iter(sample_batch(logits[:, : self.vocab_size], rows))
-        results = []
-        for sequence in sequences:
-            result = SampledRows([], None if sequence.params.logprobs is None else [])
-            for outcome in [next(outcomes) for _ in range(sequence.count)]:
-                if isinstance(outcome, NumericalFailure):
-                    result.error = outcome
-                    break
-                token, logprobs = outcome
-                result.token_ids.append(token)
-                if result.logprobs is not None and logprobs is not None:
-                    result.logprobs.append(logprobs)
-            results.append(result)
-        return results
+    def _sample_together(self, logits: torch.Tensor, rows: Sequence[SampleRow]) -> list[Outcome]:
+        # Rows of a narrower type are widened to float32, which is exact.
+        wide = logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+        values = wide[:, : self.vocab_size].cpu().numpy()
+        outcomes: list[Outcome] = []
+        for row, found, token in zip(rows, values, coupled_tokens(values, rows), strict=True):
+            if isinstance(token, NumericalFailure):
+                outcomes.append(token)
+                continue
+            logprobs = None
+            if row.params.logprobs is not None:
+                chosen, top = token_logprobs(found, [token], row.params.logprobs)
+                logprobs = TokenLogprobs(chosen[0], tuple(top))
+            outcomes.append((token, logprobs))
+        return outcomes
 
-    def _batch_rows(self, sequence: SequenceRows) -> list[BatchRow]:
+    def _rows_of(self, sequences: Sequence[SequenceRows]) -> list[SampleRow]:
+        return [row for sequence in sequences for row in self._sample_rows(sequence)]
+
+    def _sample_rows(self, sequence: SequenceRows) -> list[SampleRow]:
         params, history = sequence.params, sequence.history
         seed = params.seed if sequence.seed is None else sequence.seed
         held = history.length if history is not None else 0
@@ -161,7 +167,24 @@ class Sampler:
                 if j < len(sequence.draft):
                     history.push(sequence.draft[j])
             banned = sequence.banned if j < sequence.banned_rows else ()
-            rows.append(BatchRow(params, seed, sequence.position + j, seen, banned))
+            rows.append(SampleRow(params, seed, sequence.position + j, seen, banned))
         if history is not None:
             history.rewind(held)
         return rows
+
+
+def _by_sequence(sequences: Sequence[SequenceRows], outcomes: Sequence[Outcome]) -> list[SampledRows]:
+    """Outcomes of all rows, in order, as one result for each sequence."""
+    each, results = iter(outcomes), []
+    for sequence in sequences:
+        result = SampledRows([], None if sequence.params.logprobs is None else [])
+        for outcome in [next(each) for _ in range(sequence.count)]:
+            if isinstance(outcome, NumericalFailure):
+                result.error = outcome
+                break
+            token, logprobs = outcome
+            result.token_ids.append(token)
+            if result.logprobs is not None and logprobs is not None:
+                result.logprobs.append(logprobs)
+        results.append(result)
+    return results

@@ -6,6 +6,8 @@ import logging
 from collections.abc import Sequence as Seq
 from typing import Final
 
+from torch import Tensor
+
 from pilotfish_cloud.engine.model_runner import StepLogits
 from pilotfish_cloud.engine.sampler import Sampler, SequenceRows
 from pilotfish_core.errors import EngineFailure, NumericalFailure, PilotfishError
@@ -54,25 +56,40 @@ class StepSampler:
     def sample(self, scheduled: Seq[ScheduledRows], computed: StepLogits) -> dict[str, Outcome]:
         """Tokens, or the failure, of each entry that yields or is broken. A failure touches its own entry only."""
         outcomes: dict[str, Outcome] = {}
+        entries: list[tuple[ScheduledRows, int]] = []  # with the first of its rows of logits
         first = 0
         for entry in scheduled:
-            logits = computed.logits[first : first + entry.yields]
-            first += entry.yields
-            key = entry.sequence.key
-            if key in computed.broken:
-                outcomes[key] = NumericalFailure("the target computed something that is not a number")
+            if entry.sequence.key in computed.broken:
+                failure = NumericalFailure("the target computed something that is not a number")
+                outcomes[entry.sequence.key] = failure
             elif entry.yields:
+                entries.append((entry, first))
+            first += entry.yields
+        whole = len(entries) == sum(1 for entry in scheduled if entry.yields)
+        try:
+            rows = [index for entry, first in entries for index in range(first, first + entry.yields)]
+            outcomes |= self._sample(
+                computed.logits if whole else computed.logits[rows], [entry for entry, _ in entries]
+            )
+        except Exception:
+            # Whichever of them it was, it fails alone.
+            for entry, first in entries:
+                key = entry.sequence.key
                 try:
-                    sampled = self._sampler.sample(logits, [self._rows(entry)], stop_at_mismatch=True)[0]
+                    outcomes |= self._sample(computed.logits[first : first + entry.yields], [entry])
                 except PilotfishError as error:
                     outcomes[key] = error
-                    continue
                 except Exception as error:
                     _log.exception("sampling failed")
                     outcomes[key] = EngineFailure("the verifier could not choose a token", private=repr(error))
-                    continue
-                outcomes[key] = sampled.error or Sampled(sampled.token_ids, sampled.logprobs)
         return outcomes
+
+    def _sample(self, logits: Tensor, entries: Seq[ScheduledRows]) -> dict[str, Outcome]:
+        results = self._sampler.sample(logits, [self._rows(entry) for entry in entries], stop_at_mismatch=True)
+        return {
+            entry.sequence.key: result.error or Sampled(result.token_ids, result.logprobs)
+            for entry, result in zip(entries, results, strict=True)
+        }
 
     def _rows(self, entry: ScheduledRows) -> SequenceRows:
         sequence = entry.sequence
