@@ -17,6 +17,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 SPECULATIONS = ("goodput", "fixed")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
+OPERATOR_ACCESS = ("open", "key", "off")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +89,11 @@ class ServerConfig:
         30.0, "seconds to finish in after SIGTERM", key="shutdown_timeout", metavar="SECONDS", low=0, high=86_400
     )
     reflection: bool = option(True, "gRPC server reflection")
+    operator: str = option(
+        "open",
+        "the live page, its figures and /metrics: for all, for whoever has a key, or off",
+        choices=OPERATOR_ACCESS,
+    )
     tenant_metrics: bool = option(False, "name tenants in the metrics of generations")
     log_level: str = option("warning", "what is logged", choices=LOG_LEVELS)
     log_format: str = option("text", "how: lines for people, or JSON objects", choices=LOG_FORMATS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from concurrent.futures import Executor
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from pilotfish.transport import Transport
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.errors import Cancelled, TokenizerMismatch
 from pilotfish_core.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
 
 
 class Preparation:
@@ -61,7 +64,10 @@ class Preparation:
         """Close the drafter, unless it belongs to the caller."""
         drafter, self.drafter = self.drafter, None
         if drafter is not None and drafter is not self._draft:
-            drafter.close()
+            try:
+                drafter.close()
+            except Exception:
+                _log.exception("the drafter %s failed to close", drafter.name)
 
     async def _prepare(self, transport: Transport) -> None:
         loop = asyncio.get_running_loop()

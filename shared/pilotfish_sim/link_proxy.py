@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import socket
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -52,7 +53,9 @@ class LinkProxy:
         self._down = Direction(self.spec, up=False, began=self._began)
         host, port = self._listen
         try:
-            self._server = await self._loop.create_server(self._accept, host, port)
+            # One address: a name with two, and port 0, would be two ports, of which only one could be told.
+            place = (await self._loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE))[0]
+            self._server = await self._loop.create_server(self._accept, *place[4][:2], family=place[0])
         except OSError as error:
             raise AddressInUse(f"cannot listen on {host}:{port} (--listen): {error.strerror or error}") from None
         self._cutter = asyncio.create_task(self._cut_connections())

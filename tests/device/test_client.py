@@ -253,6 +253,19 @@ async def test_the_drafter_is_loaded_once_though_the_tokenizer_fails(monkeypatch
     assert loads[0].closed, "it is the client's own"
 
 
+async def test_a_drafter_that_fails_to_close_does_not_keep_the_client_open(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Stubborn(ListDrafter):
+        def close(self) -> None:
+            raise RuntimeError("no")
+
+    monkeypatch.setattr("pilotfish.preparation.load_drafter", lambda spec: Stubborn())
+    async with scripted(slow_answer, draft="ngram") as client:
+        await (await client.generate("ab")).result()
+    assert "the drafter list failed to close" in caplog.text
+
+
 async def test_a_drafter_that_was_given_is_left_open() -> None:
     given = ListDrafter()
     async with scripted(slow_answer, draft=given) as client:

@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.metrics import ServerMetrics
 from pilotfish_cloud.principal import ANYONE, Principal
-from pilotfish_core.errors import EngineFailure, UnknownModel
+from pilotfish_core.errors import EngineFailure, Unauthenticated, UnknownModel
 from pilotfish_core.messages import Open
 from pilotfish_core.parameters import SamplingParams
 from tests.e2e.conftest import Verifier, connected
@@ -162,6 +162,27 @@ async def test_tenants_are_named_only_if_asked_for(verifier: Verifier) -> None:
             async with httpx.AsyncClient(base_url=address) as raw:
                 assert ("acme" in (await raw.get("/metrics")).text) is asked
                 assert "acme" not in (await raw.get("/status.json")).text
+
+
+@pytest.mark.parametrize(
+    ("operator", "without", "with_one"), [("open", 200, 200), ("key", 401, 200), ("off", 404, 404)]
+)
+async def test_who_may_see_what_is_for_the_operator(
+    verifier: Verifier, operator: str, without: int, with_one: int
+) -> None:
+    def authenticate(authorization: str | None) -> Principal:
+        if authorization != "Bearer good":
+            raise Unauthenticated("give a key")
+        return ANYONE
+
+    async with (
+        door(verifier, authenticate=authenticate, operator=operator) as address,
+        httpx.AsyncClient(base_url=address) as raw,
+    ):
+        for path in ("/", "/metrics", "/status.json"):
+            assert (await raw.get(path)).status_code == without
+            assert (await raw.get(path, headers={"authorization": "Bearer good"})).status_code == with_one
+        assert (await raw.get("/livez")).status_code == (await raw.get("/readyz")).status_code == 200
 
 
 async def test_openmetrics_if_it_is_accepted(verifier: Verifier) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -162,6 +163,22 @@ async def test_nobody_behind_the_link() -> None:
         with contextlib.suppress(ConnectionError):
             assert await reader.read() == b""
         writer.close()
+
+
+async def test_a_name_with_two_addresses_is_one_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[tuple[object, ...]] = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0)),
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.2", 0)),
+    ]
+
+    async def both(*_: object, **__: object) -> list[tuple[object, ...]]:
+        return found
+
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "getaddrinfo", both)
+    async with LinkProxy(LinkSpec(), listen=("two.test", 0), target=("127.0.0.1", 9)) as proxy:
+        assert len(proxy._server.sockets) == 1
+        assert proxy.address[0] == "127.0.0.1"
 
 
 async def test_a_port_in_use_is_named() -> None:

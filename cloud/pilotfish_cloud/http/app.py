@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
-from fastapi import FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -43,13 +43,14 @@ def create_app(
     chat_template: ChatTemplate | None = None,
     authenticate: Authenticate = anyone,
     metrics: ServerMetrics | None = None,
+    operator: str = "open",
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> FastAPI:
     """The application for one gateway on the same event loop.
 
     ``authenticate`` is given the Authorization header of each request under /v1 (None: there is none) and returns who
     calls, or raises Unauthenticated, PermissionDenied or Overloaded. ``metrics``: those of the gateway's server; made
-    here if there are none yet.
+    here if there are none yet. ``operator``: who may see the live page, its figures and the metrics, see ServerConfig.
     """
     app = FastAPI(title="Pilotfish verifier", docs_url=None, redoc_url=None, openapi_url=None)
     metrics = metrics or ServerMetrics(gateway)
@@ -73,18 +74,9 @@ def create_app(
             response.status_code = 503
         return {"status": "draining" if gateway.draining else "ready", "generations": gateway.running}
 
-    @app.get("/metrics")
-    async def exposition(request: Request) -> Response:
-        text, content_type = await asyncio.to_thread(metrics.exposition, request.headers.get("accept", ""))
-        return Response(text, headers={"content-type": content_type})
-
-    @app.get("/")
-    async def page() -> Response:
-        return status.page()
-
-    @app.get("/status.json")
-    async def figures() -> Response:
-        return json_response(status.figures(gateway, metrics), headers={"cache-control": "no-store"})
+    if operator != "off":
+        asked = [Depends(_asking(authenticate))] if operator == "key" else []
+        app.include_router(_operator_routes(gateway, metrics), dependencies=asked)
 
     @app.get("/v1/models")
     async def list_models(request: Request) -> Response:
@@ -119,6 +111,32 @@ def create_app(
         return await _answer(request, Answering(gateway, principal, question), chat.ChatForm(gateway), body)
 
     return app
+
+
+def _asking(authenticate: Authenticate) -> Callable[[Request], Awaitable[None]]:
+    async def asked(request: Request) -> None:
+        authenticate(request.headers.get("authorization"))
+
+    return asked
+
+
+def _operator_routes(gateway: Gateway, metrics: ServerMetrics) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/metrics")
+    async def exposition(request: Request) -> Response:
+        text, content_type = await asyncio.to_thread(metrics.exposition, request.headers.get("accept", ""))
+        return Response(text, headers={"content-type": content_type})
+
+    @routes.get("/")
+    async def page() -> Response:
+        return status.page()
+
+    @routes.get("/status.json")
+    async def figures() -> Response:
+        return json_response(status.figures(gateway, metrics), headers={"cache-control": "no-store"})
+
+    return routes
 
 
 async def _computed(work: Callable[[], Result], size: int) -> Result:
