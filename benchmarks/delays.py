@@ -1,12 +1,14 @@
 """Milliseconds that the device library and the service add to a commit.
 
-    python -m benchmarks.delays [--streams 32] [--max-tokens 64] [--engine-thread] [--no-pin] [--json OUT]
+    python -m benchmarks.delays [--streams 32] [--max-tokens 64] [--engine-thread | --engine-apart] [--no-pin]
+        [--json OUT]
 
 *Service*: from the end of a step in the engine's process to the return of gRPC's write of its commit (the bytes are
 with the transport then), so many streams in one batch. *Device*: from the moment at which gRPC hands a commit's frame
 to the library to the moment at which the app has the piece of text, one stream, the reference draft drafting beside it.
-Server (engine's process and all) and clients are pinned to a processor each, unless ``--no-pin``; the target is the
-inflated reference target (bfloat16, deterministic).
+Server (engine's process and all) and clients are pinned to a processor each, unless ``--no-pin``. ``--engine-apart``: the
+service has one for itself and the engine shares the clients', as on a machine with a processor for each. The target is
+the inflated reference target (bfloat16, deterministic).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -31,8 +34,11 @@ from pilotfish.transport import DeviceStream, Transport, parse_addresses
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 
 
-async def serve(model: Path, engine_thread: bool) -> None:
-    """The server's process: prints its address, serves until standard input ends, prints the delays."""
+async def serve(model: Path, engine_thread: bool, engine_on: int | None) -> None:
+    """The server's process: prints its address, serves until standard input ends, prints the delays.
+
+    ``engine_on``: the processor to which the engine's process moves once it is there.
+    """
     from pilotfish_cloud.config import ServerConfig
     from pilotfish_cloud.engine.engine import EmbeddedEngine
     from pilotfish_cloud.engine.process import EngineProcess
@@ -43,6 +49,9 @@ async def serve(model: Path, engine_thread: bool) -> None:
     )
     kind = EmbeddedEngine if engine_thread else EngineProcess
     engine: EmbeddedEngine | EngineProcess = await asyncio.to_thread(kind.load, config)
+    if isinstance(engine, EngineProcess) and engine_on is not None:
+        for thread in os.listdir(f"/proc/{engine.pid}/task"):
+            os.sched_setaffinity(int(thread), {engine_on})
     server = VerifierServer(config, engine, engine.tokenizer)
     await server.start()
     delays: list[float] = []
@@ -118,11 +127,20 @@ SHARES = {"p50_ms": 0.5, "p90_ms": 0.9, "p99_ms": 0.99, "max_ms": 1.0}
 
 
 def measure(
-    model: Path, draft: Path, pins: Pins | None, streams: int, max_tokens: int, *, engine_thread: bool
+    model: Path,
+    draft: Path,
+    pins: Pins | None,
+    streams: int,
+    max_tokens: int,
+    *,
+    engine_thread: bool,
+    engine_apart: bool,
 ) -> dict[str, Any]:
     """Both parts, against one server."""
     command = [sys.executable, "-m", "benchmarks.delays", "--serve", str(model)]
     command += ["--engine-thread"] * engine_thread
+    if engine_apart and pins is not None:
+        command += ["--engine-on", str(pins.device)]
     with contextlib.ExitStack() as stack:
         with contextlib.nullcontext() if pins is None else pins.starting_verifier():
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -145,19 +163,30 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
-    parser.add_argument("--engine-thread", action="store_true", help="engine and service in one process")
+    where_engine = parser.add_mutually_exclusive_group()
+    where_engine.add_argument("--engine-thread", action="store_true", help="engine and service in one process")
+    where_engine.add_argument("--engine-apart", action="store_true", help="the service has a processor for itself")
     parser.add_argument("--no-pin", action="store_true", help="let all processes use all processors")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--engine-on", type=int, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve is not None:
-        asyncio.run(serve(given.serve, given.engine_thread))
+        asyncio.run(serve(given.serve, given.engine_thread, given.engine_on))
         return
     reference = find_reference(None)
     work = reference.parent / "build" / "demo"
     target, draft = inflated_target(reference, work), exported_draft(reference, work, "int8")
     where = machine()
     with contextlib.nullcontext() if given.no_pin else pinned() as pins:
-        figures = measure(target, draft, pins, given.streams, given.max_tokens, engine_thread=given.engine_thread)
+        figures = measure(
+            target,
+            draft,
+            pins,
+            given.streams,
+            given.max_tokens,
+            engine_thread=given.engine_thread,
+            engine_apart=given.engine_apart,
+        )
     for side, values in figures.items():
         print(f"{side:8}", ", ".join(f"{name} {value}" for name, value in values.items()))
     if given.json is not None:
