@@ -6,9 +6,9 @@
 *Service*: from the end of a step in the engine's process to the return of gRPC's write of its commit (the bytes are
 with the transport then), so many streams in one batch. *Device*: from the moment at which gRPC hands a commit's frame
 to the library to the moment at which the app has the piece of text, one stream, the reference draft drafting beside it.
-Server (engine's process and all) and clients are pinned to a processor each, unless ``--no-pin``. ``--engine-apart``: the
-service has one for itself and the engine shares the clients', as on a machine with a processor for each. The target is
-the inflated reference target (bfloat16, deterministic).
+Server (engine's process and all) and clients are pinned to a processor each, unless ``--no-pin``. ``--engine-apart``:
+the service has one for itself and the engine shares the clients', as on a machine with a processor for each. The target
+is the inflated reference target (bfloat16, deterministic).
 """
 
 from __future__ import annotations
