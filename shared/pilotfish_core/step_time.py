@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -48,7 +49,8 @@ class _Bucket:
 class StepTime:
     """t(rows, context, pairs) = f(rows) + g context + h pairs; see ``Load``. Seconds.
 
-    f goes through the averages at the row counts seen, joined by straight lines; it never falls: where a larger step
+    f goes through the averages at the row counts seen, joined by straight lines, or in stairs where the engine pads its
+    rows; it never falls: where a larger step
     was seen to be faster (noise), both count as one (isotonic regression). g and h, never negative, are what the time
     changes by with the context among steps of as many rows (least squares over comparisons within these groups, so that
     more sequences with more context each are not mistaken for dear rows), shrunk towards nothing until contexts have
@@ -56,8 +58,10 @@ class StepTime:
     counts that do not come up any more are forgotten, so that a machine that has become faster is found out.
     """
 
-    def __init__(self, *, gain: float = 0.1) -> None:
+    def __init__(self, *, gain: float = 0.1, row_sizes: Sequence[int] = ()) -> None:
+        """``row_sizes`` (ascending): row counts to which steps are padded; all that one stands for cost the same."""
         self._gain = gain
+        self._row_sizes = np.array(row_sizes, dtype=np.int64)
         self._buckets: dict[int, _Bucket] = {}
         self._steps = 0
         self._noise = Average(gain / 2)  # mean deviation of a step from the average, a share
@@ -74,7 +78,7 @@ class StepTime:
         """A step of ``rows`` took ``duration``. Steps whose load is not known count as of none."""
         context, pairs = load or Load()
         self._steps += 1
-        key = _key(rows)
+        rows, key = self._padded(rows), self._key(rows)
         bucket = self._buckets.get(key)
         if bucket is None:
             bucket = self._buckets[key] = _Bucket(self._gain)
@@ -126,12 +130,12 @@ class StepTime:
 
     def unseen(self, rows: int) -> int:
         """Steps since one of about so many rows; 0 when there never was one."""
-        bucket = self._buckets.get(_key(rows))
+        bucket = self._buckets.get(self._key(rows))
         return 0 if bucket is None else self._steps - bucket.seen
 
     def doubt(self, rows: int) -> float:
         """How far off f may be at ``rows`` by the noise of single steps, a share; 0 where no step was seen."""
-        bucket = self._buckets.get(_key(rows))
+        bucket = self._buckets.get(self._key(rows))
         return 0.0 if bucket is None else self._noise.or_else(0.0) / math.sqrt(min(bucket.time.count, 2 / self._gain))
 
     def _learn_slopes(self, bucket: _Bucket) -> None:
@@ -172,10 +176,15 @@ class StepTime:
         curve = self._monotone()
         size = max(most + 1, 2 * len(self._list) if most >= len(self._list) else len(self._list), 64)
         known, times = np.array(curve).T
-        rows = np.arange(size, dtype=np.float64)
+        counts = np.arange(size)
+        if self._row_sizes.size:
+            places = np.searchsorted(self._row_sizes, counts)
+            within = places < self._row_sizes.size
+            counts[within] = self._row_sizes[places[within]]
+        rows = counts.astype(np.float64)
         table = np.interp(rows, known, times)
         last = float(known[-1])
-        if len(curve) > 1 and last < size - 1:
+        if len(curve) > 1 and last < rows[-1]:
             low = max(int(np.searchsorted(known, last / 2, side="right")) - 1, 0)
             slope = (times[-1] - times[low]) / (last - known[low])
             beyond = rows > last
@@ -210,10 +219,15 @@ class StepTime:
         if len(known) != len(self._buckets):
             self._buckets, self._stale = known, True
 
+    def _padded(self, rows: int) -> int:
+        place = int(np.searchsorted(self._row_sizes, rows))
+        return rows if place == self._row_sizes.size else int(self._row_sizes[place])
 
-def _key(rows: int) -> int:
-    """Eight groups an octave above ``EXACT``."""
-    if rows <= EXACT:
-        return rows
-    shift = rows.bit_length() - 4
-    return rows >> shift << shift
+    def _key(self, rows: int) -> int:
+        """Each size to which steps are padded; else each up to ``EXACT``, then eight groups an octave."""
+        if self._row_sizes.size and rows <= self._row_sizes[-1]:
+            return self._padded(rows)
+        if rows <= EXACT:
+            return rows
+        shift = rows.bit_length() - 4
+        return rows >> shift << shift

@@ -75,6 +75,34 @@ def test_step_time_never_falls_with_rows(seen: list[tuple[int, float]], rows: in
     assert curve.of(rows) > 0
 
 
+def test_step_time_goes_in_stairs_where_rows_are_padded() -> None:
+    curve = StepTime(row_sizes=(1, 2, 4, 8, 64, 96))
+    for rows, seconds in ((1, 0.020), (3, 0.024), (64, 0.100), (65, 0.140), (64, 0.100), (90, 0.140)):
+        curve.observe(rows, seconds)
+    assert curve.of(1) == 0.020
+    assert curve.of(2) == pytest.approx(0.020 + 0.004 / 3)
+    assert curve.of(3) == curve.of(4) == 0.024
+    assert curve.of(9) == curve.of(33) == curve.of(64) == 0.100
+    assert curve.of(65) == curve.of(80) == curve.of(96) == 0.140
+    assert curve.of(97) > 0.140
+    assert curve.unseen(80) == 0
+    assert curve.unseen(64) == 1
+    assert curve.most == 96
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 200), st.floats(0.001, 1.0)), min_size=1, max_size=40),
+    st.lists(st.integers(1, 150), max_size=9, unique=True),
+    st.integers(1, 300),
+)
+def test_stairs_never_fall_either(seen: list[tuple[int, float]], sizes: list[int], rows: int) -> None:
+    curve = StepTime(row_sizes=sorted(sizes))
+    for count, duration in seen:
+        curve.observe(count, duration)
+    assert 0 < curve.of(rows) <= curve.of(rows + 1) + 1e-12
+    assert curve.of(rows) == curve.base(rows)[rows]
+
+
 def test_step_time_goes_through_what_was_seen() -> None:
     curve = StepTime()
     with pytest.raises(ValueError, match="no step"):

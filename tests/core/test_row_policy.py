@@ -9,8 +9,8 @@ from pilotfish_core.scheduling import FixedRows, Goodput, Hold, Scheduler, Sched
 from tests.core.test_scheduler import VOCABULARY, answer, sequence, target
 
 
-def policy_of(times: dict[int, float], **options: float) -> Goodput:
-    policy = Goodput(8, **options)
+def policy_of(times: dict[int, float], *, hold_cap: float = 0.05) -> Goodput:
+    policy = Goodput(8, hold_cap=hold_cap)
     for rows, seconds in times.items():
         policy.observe(rows, seconds)
     return policy
@@ -36,6 +36,17 @@ def test_rows_go_to_the_drafts_that_are_worth_them() -> None:
     assert rows[0] <= 1 < 4 <= rows[1]
     assert sum(policy_of(CHEAP).draft_rows([good, good], [8, 8], 5, 0.0)) == 5
     assert Goodput(8).draft_rows([bad, good], [8, 3], 31, 0.0) == [8, 3]  # nothing is known of the step
+
+
+def test_drafts_fill_what_a_step_is_padded_to() -> None:
+    """One row more than 4 costs as much as four more: all of them are taken, or none."""
+    policy = Goodput(8, row_sizes=(1, 2, 4, 8, 16))
+    for rows, seconds in {1: 0.030, 4: 0.032, 5: 0.045, 9: 0.090}.items():
+        policy.observe(rows, seconds)
+    four = [known(str(number), 60, 40) for number in range(4)]
+    assert sum(policy.draft_rows(four, [1, 0, 0, 0], 30, 0.0)) == 0
+    assert sum(policy.draft_rows(four, [8, 8, 8, 8], 30, 0.0)) == 4
+    assert sum(policy.draft_rows(four[:3], [1, 0, 0], 30, 0.0)) == 1
 
 
 def test_a_hold_needs_a_device_that_answers_soon_and_well() -> None:

@@ -93,7 +93,7 @@ class EmbeddedEngine(Engine):
                     max_tokens=scheduling.max_draft_rows,
                 )
             )
-        self.scheduler = Scheduler(scheduling, speculation_policy(config), drafters)
+        self.scheduler = Scheduler(scheduling, speculation_policy(config, self.runner.row_sizes or ()), drafters)
         for rows, load, seconds in step_times(self.runner, most=config.max_draft_rows + 1):
             self.scheduler.policy.observe(rows, seconds, load)
         self._sampler = StepSampler(self.tokenizer)

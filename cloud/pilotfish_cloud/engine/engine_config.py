@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Final
 
 from pilotfish_cloud.engine.loading import LoadedModel
@@ -33,13 +34,13 @@ class EngineConfig:
     threads: int = 1
 
 
-def speculation_policy(config: EngineConfig) -> SpeculationPolicy:
-    """What decides about rows and holds. Raises InvalidParameter."""
+def speculation_policy(config: EngineConfig, row_sizes: Sequence[int] = ()) -> SpeculationPolicy:
+    """What decides about rows and holds; ``row_sizes``: to which steps are padded. Raises InvalidParameter."""
     if config.speculation == "fixed":
         return FixedRows(config.max_draft_rows)
     if config.speculation != "goodput":
         raise InvalidParameter.of("speculation", config.speculation, "goodput or fixed")
-    return Goodput(config.max_draft_rows, hold_cap=config.hold_cap_s)
+    return Goodput(config.max_draft_rows, hold_cap=config.hold_cap_s, row_sizes=row_sizes)
 
 
 def scheduler_config(loaded: LoadedModel, config: EngineConfig, max_len: int) -> SchedulerConfig:

@@ -54,8 +54,9 @@ class Goodput:
     useful yet.
     """
 
-    def __init__(self, cap: int, *, hold_cap: float = 0.05, margin: float = 0.0) -> None:
-        self.step_time = StepTime()
+    def __init__(self, cap: int, *, hold_cap: float = 0.05, margin: float = 0.0, row_sizes: Seq[int] = ()) -> None:
+        """``row_sizes``: to which the engine pads its steps: rows up to the next one cost nothing more."""
+        self.step_time = StepTime(row_sizes=row_sizes)
         self._cap, self._hold_cap, self._margin = cap, hold_cap, margin
         self._load = Load()  # of the last step
         self._exponents = np.arange(1.0, cap + 1.0)
