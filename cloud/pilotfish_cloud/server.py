@@ -21,7 +21,6 @@ from pilotfish_cloud.config import ServerConfig
 from pilotfish_cloud.engine.interface import Engine, EngineInfo
 from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.http.app import create_app
-from pilotfish_cloud.http.chat_template import ChatTemplate
 from pilotfish_cloud.metrics import ServerMetrics
 from pilotfish_cloud.service import VerifierService
 from pilotfish_cloud.tls import Certificates
@@ -33,6 +32,7 @@ from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
 from pilotfish_core.tickets import TICKET_EVERY
 from pilotfish_core.tokenizer import Tokenizer
 from pilotfish_core.wire import MAX_FRAME_BYTES
+from pilotfish_openai.chat_template import ChatTemplate
 
 _log = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FORBIDDEN = {
     "shared/pilotfish_core": {"torch", "onnxruntime", "grpc", "pilotfish", "pilotfish_cloud", "pilotfish_sim"},
     "shared/pilotfish_sim": {"torch", "onnxruntime", "grpc", "pilotfish", "pilotfish_cloud"},
+    "shared/pilotfish_openai": {"torch", "onnxruntime", "grpc", "pilotfish", "pilotfish_cloud", "pilotfish_sim"},
     "device/pilotfish": {"pilotfish_cloud", "pilotfish_sim"},
     "cloud/pilotfish_cloud": {"pilotfish", "pilotfish_sim"},
 }
