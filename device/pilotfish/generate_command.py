@@ -5,18 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import logging
 import sys
 from typing import Any, Final
 
 from pilotfish.client import Client, Stream
+from pilotfish.client_options import add_client_options, settled
 from pilotfish.files import check_replaceable, read_prompt
 from pilotfish.output import note, show
 from pilotfish.result import Result
 from pilotfish.signals import Stopped, held
 from pilotfish_core.drafts import FinishReason, TokenLogprobs
 from pilotfish_core.errors import FileFormatError, InvalidParameter, LocalError
-from pilotfish_core.modes import Arm, Hint, Objective
+from pilotfish_core.modes import Arm
 from pilotfish_core.parameters import SamplingParams
 
 _NUMBERS: Final = {
@@ -48,56 +48,17 @@ def add_generate_parser(commands: Any) -> None:
         help="generate text with a verifier",
         description="Generate text: the verifier decides every token, a drafter on this device makes it faster.",
     )
-    parser.add_argument("--server", help="ADDR[,ADDR...] of verifiers; later ones take over")
-    parser.add_argument("--draft", default="auto", help="exported folder, 'ngram', 'auto' (default) or 'none'")
-    parser.add_argument("--tokenizer", help="folder or tokenizer.json (default: the draft's, else the verifier's)")
-    parser.add_argument("--model", default="", help="name of the served model (default: the only one)")
+    add_client_options(parser)
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", help="the prompt")
     source.add_argument("--prompt-file", metavar="F", help="file with the prompt; '-' for standard input")
     source.add_argument("--resume", metavar="F", help="go on with a generation saved by --save, as it was begun")
     _add_sampling(parser.add_argument_group("sampling", "fixed when a generation begins, not to be given to --resume"))
-    _add_policy(parser.add_argument_group("policy", "who drafts, and what the choice is to make the best of"))
-    _add_security(parser.add_argument_group("security"))
-    parser.add_argument(
-        "--window",
-        type=int,
-        default=16,
-        help="at most so many draft tokens ahead of the last known commit (default: 16)",
-    )
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after that long")
     parser.add_argument("--allow-other-fingerprint", action="store_true", help="resume under other numerics too")
     parser.add_argument("--save", metavar="F", help="save the generation there, whether it ends or not")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
     parser.set_defaults(run=run)
-
-
-def _add_security(group: Any) -> None:
-    group.add_argument(
-        "--api-key", metavar="KEY", help="(default: $PILOTFISH_API_KEY, which other users of this machine cannot see)"
-    )
-    group.add_argument("--ca", metavar="F", help="authorities to trust instead of the usual ones, PEM (grpcs://)")
-    group.add_argument("--cert", metavar="F", help="this device's certificate for mutual TLS, PEM")
-    group.add_argument("--key", metavar="F", help="its private key, PEM")
-    group.add_argument("--pad", action="store_true", help="pad frames to size classes, both ways: sizes leak text")
-    group.add_argument("--insecure", action="store_true", help="send the key unencrypted to other machines, too")
-
-
-def _add_policy(group: Any) -> None:
-    group.add_argument("--arm", default="auto", choices=[arm.value for arm in Arm], help="who drafts (default: auto)")
-    group.add_argument(
-        "--objective",
-        default="latency",
-        choices=[objective.value for objective in Objective],
-        help="what auto makes the best of (default: latency)",
-    )
-    group.add_argument("--battery-low", action="store_true", help="hint: the device should not compute much")
-    group.add_argument("--metered", action="store_true", help="hint: bytes cost money")
-    group.add_argument("--prefer-fast", action="store_true", help="hint: speed above all, whatever the other hints say")
-    group.add_argument(
-        "--cloud", default="auto", choices=["auto", "never"], help="never: send nothing, the draft model writes alone"
-    )
-    group.add_argument("--verbose", action="store_true", help="tell the policy's choices and the numbers behind them")
 
 
 def _add_sampling(group: Any) -> None:
@@ -126,29 +87,8 @@ def run(arguments: argparse.Namespace) -> int:
     params = _params(arguments)
     if arguments.save is not None:
         check_replaceable("--save", arguments.save)
-    if arguments.server is None and arguments.cloud != "never" and arguments.arm != Arm.DEVICE_ONLY:
-        raise InvalidParameter("give the verifier's address: --server ADDR (or --cloud never, to write without one)")
-    if arguments.verbose:
-        logging.basicConfig(format="%(message)s")
-        logging.getLogger("pilotfish.policy").setLevel(logging.INFO)
-    client = Client(
-        arguments.server,
-        draft=arguments.draft,
-        arm=arguments.arm,
-        objective=arguments.objective,
-        hint=Hint(arguments.battery_low, arguments.metered, arguments.prefer_fast),
-        cloud=arguments.cloud,
-        tokenizer=arguments.tokenizer,
-        model=arguments.model,
-        window=arguments.window,
-        allow_other_fingerprint=arguments.allow_other_fingerprint,
-        api_key=arguments.api_key,
-        ca=arguments.ca,
-        cert=arguments.cert,
-        key=arguments.key,
-        insecure=arguments.insecure,
-        pad=arguments.pad,
-    )
+    options = settled(arguments)
+    client = Client(arguments.server, allow_other_fingerprint=arguments.allow_other_fingerprint, **options)
     with client:
         if prompt is None:
             stream = client.resume(arguments.resume, timeout_s=arguments.timeout)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
 
 from pilotfish.driver import GenerationDriver
 from pilotfish.local_driver import LocalDriver
@@ -60,6 +61,16 @@ class AsyncStream:
         if isinstance(item, PilotfishError):
             raise item
         raise StopAsyncIteration
+
+    @property
+    def draft_text(self) -> str:
+        """What is drafted beyond the text that has come: nobody has verified it, and it may never come."""
+        return self._driver.draft_text
+
+    @property
+    def policy(self) -> Mapping[str, Any]:
+        """The numbers behind who drafts at the moment, such as ``round_trip_ms``; see docs/policy.md."""
+        return self._driver.explain()
 
     @property
     def ended(self) -> bool:

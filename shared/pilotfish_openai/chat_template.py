@@ -39,7 +39,8 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise ModelLoadError(f"{name} is not a usable chat template: {error}") from None
-        self._special_tokens = dict(special_tokens)
+        self.source = source
+        self.special_tokens = dict(special_tokens)
         self.knows_developer = "developer" in source  # a role that templates before 2025 refuse
 
     @classmethod
@@ -73,7 +74,7 @@ class ChatTemplate:
 
         Raises InvalidRequest when the template refuses the messages or cannot render them.
         """
-        variables = {"tools": None, "documents": None} | self._special_tokens | dict(extra or {})
+        variables = {"tools": None, "documents": None} | self.special_tokens | dict(extra or {})
         try:
             return self._template.render(
                 variables | {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
