@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     import argparse
 
     from pilotfish.bench.command import add_bench_parser
+    from pilotfish.chat_command import add_chat_parser
     from pilotfish.demo.command import add_demo_parser
     from pilotfish.export.command import add_export_parser
     from pilotfish.generate_command import add_generate_parser
@@ -64,5 +65,6 @@ def _parser() -> argparse.ArgumentParser:
     add_generate_parser(commands)
     add_export_parser(commands)
     add_bench_parser(commands)
+    add_chat_parser(commands)
     add_serve_parser(commands)
     return parser

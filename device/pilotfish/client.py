@@ -318,6 +318,22 @@ class Stream:
         return piece
 
     @property
+    def draft_text(self) -> str:
+        """What is drafted beyond the text that has come; see AsyncStream."""
+        return self._stream.draft_text
+
+    @property
+    def policy(self) -> Mapping[str, Any]:
+        """The numbers behind who drafts at the moment."""
+        return self._stream.policy
+
+    def watch(self, seen: Callable[[Piece | None], None]) -> Result:
+        """Call ``seen``, in the client's thread, with each piece as it comes and now and then with None; see
+        AsyncStream.
+        """
+        return self._client._call(self._stream.watch(seen))
+
+    @property
     def result(self) -> Result:
         """The whole answer; waits for it. Raises what ended it otherwise."""
         if self._stream.ended:  # then it can be had after the client was closed, too
