@@ -34,8 +34,12 @@ class Endpoint:
 
     async def start(self) -> None:
         """Load what is needed and begin. Raises what the verifier says, ModelLoadError."""
-        await self._client.prepare()
-        served = await self._client.describe()
+        try:
+            await self._client.prepare()
+            served = await self._client.describe()
+        except BaseException:
+            self._listener.close()
+            raise
         self.model = served.name
         app = create_app(ClientDoor(self._client, served, self._key), guarded=self._guarded)
         self._http = HttpServer(uvicorn.Config(app, log_config=None, log_level="warning", lifespan="off"))
