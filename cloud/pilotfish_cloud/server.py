@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import signal
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 import grpc
@@ -21,7 +19,6 @@ from pilotfish_cloud.config import ServerConfig
 from pilotfish_cloud.engine.interface import Engine, EngineInfo
 from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.http.app import create_app
-from pilotfish_cloud.http.chat_template import ChatTemplate
 from pilotfish_cloud.metrics import ServerMetrics
 from pilotfish_cloud.service import VerifierService
 from pilotfish_cloud.tls import Certificates
@@ -33,6 +30,8 @@ from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
 from pilotfish_core.tickets import TICKET_EVERY
 from pilotfish_core.tokenizer import Tokenizer
 from pilotfish_core.wire import MAX_FRAME_BYTES
+from pilotfish_openai.chat_template import ChatTemplate
+from pilotfish_openai.listener import HttpServer, address_of, bind
 
 _log = logging.getLogger(__name__)
 
@@ -49,14 +48,6 @@ GRPC_OPTIONS: Final = [
     ("grpc.max_metadata_size", 8 * 1024),  # of one call; more than the soft limit is refused at random, this at once
     ("grpc.absolute_max_metadata_size", 16 * 1024),
 ]
-
-
-class _HttpServer(uvicorn.Server):
-    """uvicorn without its signal handlers: a signal drains the whole verifier, not HTTP alone."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class VerifierServer:
@@ -104,15 +95,17 @@ class VerifierServer:
             tickets=self.authenticate.tickets(every=TICKET_EVERY if self.info.deterministic else 1),
             resume=ResumePolicy(config.resume),
         )
-        self.service = VerifierService(self.gateway, self.authenticate, pad_frames=config.pad_frames)
-        http_socket = _bind(config.host, config.http_port, "--http-port")
+        self.service = VerifierService(
+            self.gateway, self.authenticate, pad_frames=config.pad_frames, chat_template=self._chat_template
+        )
+        http_socket = bind(config.host, config.http_port, "--http-port")
         self._grpc = grpc.aio.server(options=GRPC_OPTIONS)
         try:
-            self.port = self._listen(_address(config.host, config.port))
+            self.port = self._listen(address_of(config.host, config.port))
         except RuntimeError as error:
             http_socket.close()
             raise AddressInUse(
-                f"cannot listen on {_address(config.host, config.port)} (--port): it is taken or not ours",
+                f"cannot listen on {address_of(config.host, config.port)} (--port): it is taken or not ours",
                 private=str(error),
             ) from None
         pb_grpc.add_VerifierServicer_to_server(self.service, self._grpc)
@@ -143,7 +136,7 @@ class VerifierServer:
         http.load()
         if self.certificates is not None:
             http.ssl = self.certificates.http_context()
-        self._http = _HttpServer(http)
+        self._http = HttpServer(http)
         self._http_task = asyncio.create_task(self._http.serve(sockets=[http_socket]))
 
     async def run(self, started: Callable[[VerifierServer], None]) -> None:
@@ -223,23 +216,4 @@ def certificates_of(config: ServerConfig) -> Certificates | None:
 def check_ports(config: ServerConfig) -> None:
     """Say that a port is taken before a model is loaded for nothing. Raises AddressInUse."""
     for port, flag in ((config.port, "--port"), (config.http_port, "--http-port")):
-        _bind(config.host, port, flag).close()
-
-
-def _address(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _bind(host: str, port: int, flag: str) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen()
-    except (OSError, UnicodeError, TypeError) as error:  # the last two: a host that is no text
-        listener.close()
-        error = error if isinstance(error, OSError) else OSError(0, "not a host name")
-        raise AddressInUse(f"cannot listen on {_address(host, port)} ({flag}): {error.strerror or error}") from None
-    listener.setblocking(False)
-    return listener
+        bind(config.host, port, flag).close()

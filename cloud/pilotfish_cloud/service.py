@@ -23,6 +23,7 @@ from pilotfish_core.modes import Hint, Mode
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
 from pilotfish_core.wire import CloudFrameWriter, DeviceFrameReader, DeviceMessage
+from pilotfish_openai.chat_template import ChatTemplate
 
 TOKENIZER_CHUNK_BYTES: Final = 64 * 1024
 OPEN_TIMEOUT_S: Final = 20.0  # from the call's beginning to its open
@@ -58,12 +59,14 @@ class VerifierService(pb_grpc.VerifierServicer):
         *,
         pad_frames: bool = False,
         cut_after_s: float = CUT_AFTER_S,
+        chat_template: ChatTemplate | None = None,
     ) -> None:
         """``authenticate``: who sent an Authorization header, None for a call without one; raises Unauthenticated."""
         self._gateway = gateway
         self._authenticate = authenticate
         self._pad_frames = pad_frames  # else those to devices that pad their own
         self.cut_after_s = cut_after_s
+        self._chat_template = chat_template
         # Reads and writes in flight are never cancelled: grpc.aio leaks what they hold (grpc#43360). They end with the
         # call by themselves, which may be later than the handler.
         self._pending: set[asyncio.Task[None]] = set()
@@ -251,3 +254,14 @@ class VerifierService(pb_grpc.VerifierServicer):
         yield first
         for begin in range(0, len(data), TOKENIZER_CHUNK_BYTES):
             yield pb.TokenizerChunk(data=data[begin : begin + TOKENIZER_CHUNK_BYTES])
+
+    async def FetchChatTemplate(self, request: pb.FetchChatTemplateRequest, context: Context) -> pb.ChatTemplate:
+        """The template that this verifier's own HTTP door uses."""
+        try:
+            self._authenticate(receive(context).get(AUTHORIZATION_METADATA))
+            self._gateway.check_model(request.model)
+        except PilotfishError as error:
+            await abort(context, error)
+        if self._chat_template is None:
+            return pb.ChatTemplate()
+        return pb.ChatTemplate(source=self._chat_template.source, special_tokens=self._chat_template.special_tokens)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pilotfish.client import AsyncClient, Client, Stream
     from pilotfish.generation import Generation
     from pilotfish.result import Metrics, Piece, Result
+    from pilotfish.served_model import ServedModel
     from pilotfish.stream import AsyncStream
     from pilotfish_core.drafts import FinishReason, Origin
     from pilotfish_core.errors import PilotfishError
@@ -35,6 +36,7 @@ __all__ = [
     "PilotfishError",
     "Result",
     "SamplingParams",
+    "ServedModel",
     "Stream",
 ]
 
@@ -54,6 +56,7 @@ _MODULES = {
     "PilotfishError": "pilotfish_core.errors",
     "Result": "pilotfish.result",
     "SamplingParams": "pilotfish_core.parameters",
+    "ServedModel": "pilotfish.served_model",
     "Stream": "pilotfish.client",
 }
 

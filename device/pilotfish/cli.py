@@ -18,8 +18,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what it would log comes back as our own error
     with signals.ending_at_once():
-        if argv[:1] == ["serve"]:
-            return _serve(argv[1:])
         return _run(_parser().parse_args(argv))
 
 
@@ -53,9 +51,11 @@ def _parser() -> argparse.ArgumentParser:
     import argparse
 
     from pilotfish.bench.command import add_bench_parser
+    from pilotfish.chat_command import add_chat_parser
     from pilotfish.demo.command import add_demo_parser
     from pilotfish.export.command import add_export_parser
     from pilotfish.generate_command import add_generate_parser
+    from pilotfish.serve_command import add_serve_parser
 
     parser = argparse.ArgumentParser(
         prog="pilotfish", description="Speculative decoding between this device and a cloud verifier."
@@ -65,12 +65,6 @@ def _parser() -> argparse.ArgumentParser:
     add_generate_parser(commands)
     add_export_parser(commands)
     add_bench_parser(commands)
-    commands.add_parser("serve", help="(the verifier's command is pilotfish-cloud serve)", add_help=False)
+    add_chat_parser(commands)
+    add_serve_parser(commands)
     return parser
-
-
-def _serve(arguments: Sequence[str]) -> int:
-    """Not ours. The parser only lists it: what begins with a flag it would not leave to a command."""
-    rest = " ".join(part.removeprefix("--model=") for part in arguments if part != "--model")
-    print(f"pilotfish: did you mean: pilotfish-cloud serve {rest}".rstrip(), file=sys.stderr)
-    return 2

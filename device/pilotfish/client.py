@@ -8,11 +8,12 @@ import contextlib
 import dataclasses
 import enum
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 
+from pilotfish.chat_prompts import ChatPrompts, Message
 from pilotfish.credentials import Credentials
 from pilotfish.draft_thread import DraftThread
 from pilotfish.driver import GenerationDriver
@@ -20,6 +21,7 @@ from pilotfish.generation import Generation
 from pilotfish.local_driver import LocalDriver
 from pilotfish.preparation import Preparation
 from pilotfish.result import Piece, Result
+from pilotfish.served_model import ServedModel, served_model
 from pilotfish.stream import AsyncStream, Deadline
 from pilotfish.transport import Transport, parse_addresses
 from pilotfish_core.device_actions import DeviceConfig
@@ -30,6 +32,9 @@ from pilotfish_core.modes import Arm, Hint, Objective
 from pilotfish_core.parameters import SamplingParams
 from pilotfish_core.prompts import SentPrompts
 from pilotfish_core.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from pilotfish_openai.chat_template import ChatTemplate
 
 __all__ = ["AsyncClient", "AsyncStream", "Client", "Stream"]
 
@@ -113,6 +118,7 @@ class AsyncClient:
         self._allow_other_fingerprint = allow_other_fingerprint
         self._executor = DraftThread()
         self._prepared = Preparation(draft, tokenizer, model, self._executor)
+        self._chat = ChatPrompts(None if self._alone else self._transport, model, [tokenizer, draft])
         self._streams: set[AsyncStream] = set()
         self._closed = False
 
@@ -139,11 +145,70 @@ class AsyncClient:
         """
         deadline = Deadline.after(timeout_s)
         sampling = SamplingParams.from_mapping(params)
-        await self._prepare_until(deadline)
+        await self._until(deadline, self.prepare())
         tokens = tuple(self.tokenizer.encode(prompt)) if isinstance(prompt, str) else _token_ids(prompt)
         if not tokens:
             raise InvalidParameter.of("prompt", prompt, "at least one token")
-        generation = Generation(prompt=tokens, params=sampling, model=self._model, tokenizer_hash=self.tokenizer.hash)
+        return self._begin(tokens, sampling, deadline)
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        timeout_s: float | None = None,
+        template_variables: Mapping[str, Any] | None = None,
+        **params: Any,
+    ) -> AsyncStream:
+        """Begin the assistant's answer to a conversation, a list of ``{"role": ..., "content": ...}``; roles: system,
+        developer, user, assistant. The target's own chat template makes the prompt, on this device.
+
+        ``template_variables``: further ones that the template knows, such as ``enable_thinking``. Raises what
+        ``generate`` does, and InvalidRequest for a model without a template or messages that it refuses.
+        """
+        deadline = Deadline.after(timeout_s)
+        sampling = SamplingParams.from_mapping(params)
+        tokens = await self._until(deadline, self._prompt_of(messages, True, template_variables))
+        return self._begin(tokens, sampling, deadline)
+
+    async def count_tokens(self, prompt: Prompt | Sequence[Message]) -> int:
+        """How many tokens a prompt has for the target: text as ``generate`` takes it, or messages as ``chat`` does."""
+        return len(await self._prompt_of(prompt, True))
+
+    async def prewarm(self, prefix: Prompt | Sequence[Message]) -> None:
+        """Make the first answer that begins with ``prefix`` (text, ids or messages) come sooner: load the drafter,
+        connect, and let the verifier compute the prefix and keep it. Costs its prefill and one token.
+        """
+        tokens = await self._prompt_of(prefix, False)
+        if not self._alone:
+            await (await self.generate(tokens, max_tokens=1, ignore_eos=True)).result()
+
+    async def chat_template(self) -> ChatTemplate | None:
+        """The target's chat template; None where it has none. Raises what the verifier answers."""
+        self._check_open()
+        return await self._chat.template()
+
+    async def describe(self) -> ServedModel:
+        """What the verifier serves. Raises UnknownModel, InvalidRequest without a verifier, and what it answers."""
+        self._check_open()
+        if self._alone:
+            raise InvalidRequest("there is no verifier to ask: cloud='never'")
+        return await served_model(self._transport, self._model)
+
+    async def _prompt_of(
+        self, prompt: Prompt | Sequence[Message], answer: bool, variables: Mapping[str, Any] | None = None
+    ) -> tuple[int, ...]:
+        """Ids of text, ids or messages; ``answer``: the assistant is to go on behind them."""
+        await self.prepare()
+        if isinstance(prompt, str):
+            return tuple(self.tokenizer.encode(prompt))
+        if len(prompt) and not any(isinstance(part, Mapping) for part in prompt):
+            return _token_ids(cast("Sequence[int]", prompt))
+        return await self._chat.prompt(
+            cast("Sequence[Message]", prompt), self.tokenizer, add_generation_prompt=answer, variables=variables
+        )
+
+    def _begin(self, tokens: tuple[int, ...], params: SamplingParams, deadline: Deadline | None) -> AsyncStream:
+        generation = Generation(prompt=tokens, params=params, model=self._model, tokenizer_hash=self.tokenizer.hash)
         return self._stream(generation, deadline)
 
     async def resume(self, generation: Generation | str | Path, *, timeout_s: float | None = None) -> AsyncStream:
@@ -158,7 +223,7 @@ class AsyncClient:
             raise InvalidRequest(
                 f"the generation has finished ({generation.finish.reason}); there is nothing to resume"
             )
-        await self._prepare_until(deadline)
+        await self._until(deadline, self.prepare())
         generation.count_attempts_from_clock()
         return self._stream(generation, deadline)
 
@@ -173,12 +238,12 @@ class AsyncClient:
         for stream in self._streams:
             stream._driver.hint(hint)
 
-    async def _prepare_until(self, deadline: Deadline | None) -> None:
+    async def _until(self, deadline: Deadline | None, work: Coroutine[Any, Any, T]) -> T:
         if deadline is None:
-            return await self.prepare()
+            return await work
         try:
             async with asyncio.timeout_at(deadline.at):
-                await self.prepare()
+                return await work
         except TimeoutError:
             raise deadline.error() from None
 
@@ -253,6 +318,22 @@ class Stream:
         return piece
 
     @property
+    def draft_text(self) -> str:
+        """What is drafted beyond the text that has come; see AsyncStream."""
+        return self._stream.draft_text
+
+    @property
+    def policy(self) -> Mapping[str, Any]:
+        """The numbers behind who drafts at the moment."""
+        return self._stream.policy
+
+    def watch(self, seen: Callable[[Piece | None], None]) -> Result:
+        """Call ``seen``, in the client's thread, with each piece as it comes and now and then with None; see
+        AsyncStream.
+        """
+        return self._client._call(self._stream.watch(seen))
+
+    @property
     def result(self) -> Result:
         """The whole answer; waits for it. Raises what ended it otherwise."""
         if self._stream.ended:  # then it can be had after the client was closed, too
@@ -310,6 +391,22 @@ class Client:
     def generate(self, prompt: Prompt, *, timeout_s: float | None = None, **params: Any) -> Stream:
         """Begin an answer; see AsyncClient.generate."""
         return Stream(self._call(self._client.generate(prompt, timeout_s=timeout_s, **params)), self)
+
+    def chat(self, messages: Sequence[Message], *, timeout_s: float | None = None, **params: Any) -> Stream:
+        """Begin the assistant's answer to a conversation; see AsyncClient.chat."""
+        return Stream(self._call(self._client.chat(messages, timeout_s=timeout_s, **params)), self)
+
+    def count_tokens(self, prompt: Prompt | Sequence[Message]) -> int:
+        """How many tokens a prompt, or a conversation, has; see AsyncClient."""
+        return self._call(self._client.count_tokens(prompt))
+
+    def prewarm(self, prefix: Prompt | Sequence[Message]) -> None:
+        """Make the first answer that begins with ``prefix`` come sooner; see AsyncClient."""
+        self._call(self._client.prewarm(prefix))
+
+    def describe(self) -> ServedModel:
+        """What the verifier serves."""
+        return self._call(self._client.describe())
 
     def resume(self, generation: Generation | str | Path, *, timeout_s: float | None = None) -> Stream:
         """Go on with a generation; see AsyncClient.resume."""

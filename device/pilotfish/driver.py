@@ -11,9 +11,9 @@ import dataclasses
 import itertools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from typing import Final
+from typing import Any, Final
 
 from pilotfish.answer_text import AnswerText
 from pilotfish.attempt import Attempt, Lost, Received
@@ -100,6 +100,7 @@ class GenerationDriver:
         self.pieces: asyncio.Queue[Piece | Result | PilotfishError] = asyncio.Queue()
         self.outcome: asyncio.Future[Result | PilotfishError] = asyncio.get_running_loop().create_future()
         self._transport = transport
+        self._tokenizer = tokenizer
         self._allow_other_fingerprint = allow_other_fingerprint
         self._padded = padded
         self._deadline = deadline
@@ -127,6 +128,15 @@ class GenerationDriver:
         self._timer: asyncio.TimerHandle | None = None
         self._going_on: asyncio.Handle | None = None
         self._end: End | None = None
+
+    @property
+    def draft_text(self) -> str:
+        """The draft beyond the committed tokens, as text; a character that it begins or ends within is left out."""
+        return self._tokenizer.decode(self._core.tail, continues=True).strip("\ufffd")
+
+    def explain(self) -> Mapping[str, Any]:
+        """The numbers behind the policy's last choice."""
+        return self._core.policy.explain()
 
     def cancel(self) -> None:
         """End the generation; what is committed stays, ``pieces`` closes with a Result (finish_reason abort)."""

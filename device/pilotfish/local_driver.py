@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from concurrent.futures import Executor
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from pilotfish_core.tokenizer import Tokenizer
 
 log = logging.getLogger("pilotfish")
 
+_POLICY: Final[Mapping[str, Any]] = {"arm": Arm.DEVICE_ONLY.value, "reason": "fixed", "paused": False}
 CHUNK: Final = 4  # tokens at a time: soon enough for who reads along, and for a cancel
 
 
@@ -46,6 +48,15 @@ class LocalDriver:
         )
         self._stopped: asyncio.Future[PilotfishError | None] = asyncio.get_running_loop().create_future()
         self._kept = 0  # tokens that the drafter holds and that stand
+
+    @property
+    def draft_text(self) -> str:
+        """There is none: what is drafted is the answer."""
+        return ""
+
+    def explain(self) -> Mapping[str, Any]:
+        """There is nothing to choose here."""
+        return _POLICY
 
     def cancel(self) -> None:
         """End the generation; what is there stays, ``pieces`` closes with a Result (finish_reason abort)."""
@@ -139,9 +150,7 @@ class LocalDriver:
             token_ids=tuple(self.generation.output),
             finish_reason=finish.reason,
             stop=finish.stop,
-            metrics=self._figures.metrics(
-                DraftCounts(), {"arm": Arm.DEVICE_ONLY.value, "reason": "fixed", "paused": False}, None
-            ),
+            metrics=self._figures.metrics(DraftCounts(), _POLICY, None),
         )
 
     def _close(self, item: Result | PilotfishError) -> None:

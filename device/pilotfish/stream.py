@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any, Final
 
 from pilotfish.driver import GenerationDriver
 from pilotfish.local_driver import LocalDriver
 from pilotfish.result import Piece, Result
 from pilotfish_core.errors import DeadlineExceeded, InvalidParameter, PilotfishError
+
+WATCH_EVERY_S: Final = 0.05
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -60,6 +63,33 @@ class AsyncStream:
         if isinstance(item, PilotfishError):
             raise item
         raise StopAsyncIteration
+
+    @property
+    def draft_text(self) -> str:
+        """What is drafted beyond the text that has come: nobody has verified it, and it may never come."""
+        return self._driver.draft_text
+
+    @property
+    def policy(self) -> Mapping[str, Any]:
+        """The numbers behind who drafts at the moment, such as ``round_trip_ms``; see docs/policy.md."""
+        return self._driver.explain()
+
+    async def watch(self, seen: Callable[[Piece | None], None], *, every_s: float = WATCH_EVERY_S) -> Result:
+        """Call ``seen`` with each piece as it comes, and with None when none has come for ``every_s`` seconds, for who
+        shows ``draft_text`` too. Returns the whole answer; whoever cancels this leaves the answer running.
+        """
+        while True:
+            coming = asyncio.ensure_future(self._driver.pieces.get())
+            try:
+                while not (await asyncio.wait([coming], timeout=every_s))[0]:
+                    seen(None)
+            finally:
+                coming.cancel()
+            item = coming.result()
+            if not isinstance(item, Piece):
+                self._driver.pieces.put_nowait(item)  # the end stays there
+                return await self.result()
+            seen(item)
 
     @property
     def ended(self) -> bool:

@@ -9,9 +9,9 @@ import tempfile
 from concurrent.futures import Executor
 from pathlib import Path
 
-from pilotfish.foreign_text import one_line
+from pilotfish.served_model import served_model
 from pilotfish.transport import Transport
-from pilotfish_core.errors import ModelLoadError, TokenizerMismatch, UnknownModel
+from pilotfish_core.errors import ModelLoadError, TokenizerMismatch
 from pilotfish_core.tokenizer import Tokenizer
 
 
@@ -49,13 +49,8 @@ def _beside(draft: object) -> Path | None:
 
 async def _of_verifier(transport: Transport, model: str, executor: Executor) -> Tokenizer:
     loop = asyncio.get_running_loop()
-    described = await transport.describe()
-    names = [entry.name for entry in described.models]
-    chosen = next((entry for entry in described.models if model in ("", entry.name)), None)
-    if chosen is None:
-        served = one_line(", ".join(map(repr, names)))
-        raise UnknownModel(f"the verifier does not serve model {model!r}; it serves {served}")
-    digest = chosen.tokenizer_hash.hex()
+    chosen = await served_model(transport, model)
+    digest = chosen.tokenizer_hash
     folder = cache_folder() / "tokenizers" / digest
     cached = await loop.run_in_executor(executor, _load_cached, folder, digest)
     if cached is not None:

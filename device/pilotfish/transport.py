@@ -179,6 +179,22 @@ class Transport:
                 failure = translate(error, address)
         raise failure
 
+    async def fetch_chat_template(self, model: str) -> pb.ChatTemplate:
+        """The chat template of a served model; its source is empty where it has none, or an older verifier none yet."""
+        failure: PilotfishError = Unavailable("no address given")
+        for address in self.addresses:
+            try:
+                return await self._stub(address).FetchChatTemplate(
+                    pb.FetchChatTemplateRequest(model=model),
+                    timeout=UNARY_TIMEOUT_S,
+                    metadata=self._credentials.metadata,
+                )
+            except grpc.aio.AioRpcError as error:
+                if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                    return pb.ChatTemplate()
+                failure = translate(error, address)
+        raise failure
+
     async def _fetch_tokenizer(self, address: Address, model: str) -> tuple[bytes, tuple[int, ...]]:
         data, end_token_ids = bytearray(), tuple[int, ...]()
         request = pb.FetchTokenizerRequest(model=model)

@@ -87,6 +87,9 @@ class StallingVerifier(pb_grpc.VerifierServicer):
     async def Generate(self, request_iterator: AsyncIterator[pb.DeviceFrame], context: Any) -> None:  # type: ignore[override]
         await context.abort(grpc.StatusCode.UNIMPLEMENTED)
 
+    async def FetchChatTemplate(self, request: pb.FetchChatTemplateRequest, context: Any) -> pb.ChatTemplate:
+        return pb.ChatTemplate(source="x" * 600_000)
+
     async def FetchTokenizer(self, request: pb.FetchTokenizerRequest, context: Any) -> AsyncIterator[pb.TokenizerChunk]:
         yield pb.TokenizerChunk(total_size=10, data=b"x")
         await asyncio.Event().wait()

@@ -14,9 +14,9 @@ import uvicorn
 
 from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.http.app import create_app
-from pilotfish_cloud.http.chat_template import TEMPLATE_FILE
 from pilotfish_cloud.observer import StreamObserver
 from pilotfish_cloud.stream import Stream
+from pilotfish_openai.chat_template import TEMPLATE_FILE
 from tests.e2e.conftest import TARGET, Verifier
 
 PATIENCE_S = 60.0

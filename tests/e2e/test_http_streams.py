@@ -11,8 +11,8 @@ import openai
 import pytest
 from starlette.types import Message
 
-from pilotfish_cloud.http import sse
 from pilotfish_cloud.http.app import create_app
+from pilotfish_openai import sse
 from tests.e2e.conftest import Verifier, serving
 from tests.e2e.http_doors import caller, gateway_of, watching
 

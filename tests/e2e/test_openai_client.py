@@ -21,7 +21,7 @@ RENDERED = "# system: Write Python.\n# user: Sort a list.\ndef "
 
 @pytest.fixture(scope="session")
 def chat_options() -> dict[str, Any]:
-    from pilotfish_cloud.http.chat_template import ChatTemplate
+    from pilotfish_openai.chat_template import ChatTemplate
 
     return {"chat_template": ChatTemplate(TEMPLATE, {})}
 

@@ -11,9 +11,9 @@ import openai
 import pytest
 
 from pilotfish_cloud.engine.interface import OpenRequest
-from pilotfish_cloud.http.errors import KIND_HEADER
 from pilotfish_cloud.principal import Principal
 from pilotfish_core.errors import EngineFailure, Overloaded, PermissionDenied, Unauthenticated, Unavailable
+from pilotfish_openai.errors import KIND_HEADER
 from tests.e2e.conftest import Verifier
 from tests.e2e.http_doors import caller, door, gateway_of, watching
 

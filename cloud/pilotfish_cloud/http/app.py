@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
 
 from fastapi import APIRouter, Depends, FastAPI
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from pilotfish_cloud.gateway import Gateway
-from pilotfish_cloud.http import chat, completions, models, status
-from pilotfish_cloud.http.answering import Answering, CallerGoneError, unless_gone
-from pilotfish_cloud.http.body import MAX_BODY_BYTES, read_body
-from pilotfish_cloud.http.chat_template import ChatTemplate
-from pilotfish_cloud.http.choice import Choice, Delta
-from pilotfish_cloud.http.errors import CLIENT_GONE, json_response, on_error
-from pilotfish_cloud.http.exchange import Exchange
-from pilotfish_cloud.http.forms import Form
-from pilotfish_cloud.http.schema import ChatBody, CompletionBody, RequestBody, parse
-from pilotfish_cloud.http.sse import EventStream
+from pilotfish_cloud.http import status
+from pilotfish_cloud.http.door import Authenticate, GatewayDoor
+from pilotfish_cloud.logs import name_request
 from pilotfish_cloud.metrics import ServerMetrics
 from pilotfish_cloud.principal import ANYONE, Principal
-from pilotfish_core.errors import PilotfishError
-
-LONG_BODY: Final = 16 * 1024  # bytes; from there on it is tokenised in a thread, beside the streams of others
-Authenticate = Callable[[str | None], Principal]
-Result = TypeVar("Result")
+from pilotfish_openai.body import MAX_BODY_BYTES
+from pilotfish_openai.chat_template import ChatTemplate
+from pilotfish_openai.door import add_error_handlers, openai_routes
+from pilotfish_openai.errors import json_response
+from pilotfish_openai.exchange import Exchange
 
 
 def anyone(authorization: str | None) -> Principal:
@@ -54,15 +44,9 @@ def create_app(
     """
     app = FastAPI(title="Pilotfish verifier", docs_url=None, redoc_url=None, openapi_url=None)
     metrics = metrics or ServerMetrics(gateway)
-    started = int(time.time())
-    app.add_middleware(Exchange, counted=metrics.count_http)
-    for kind in (PilotfishError, HTTPException):
-        app.add_exception_handler(kind, on_error)
-
-    @app.exception_handler(CallerGoneError)
-    @app.exception_handler(ClientDisconnect)
-    async def gone(request: Request, error: Exception) -> Response:
-        return Response(status_code=CLIENT_GONE)
+    door = GatewayDoor(gateway, authenticate, chat_template)
+    app.add_middleware(Exchange, errors=door.errors, named=name_request, counted=metrics.count_http)
+    add_error_handlers(app, door.errors)
 
     @app.get("/livez")
     async def livez() -> dict[str, str]:
@@ -77,39 +61,7 @@ def create_app(
     if operator != "off":
         asked = [Depends(_asking(authenticate))] if operator == "key" else []
         app.include_router(_operator_routes(gateway, metrics), dependencies=asked)
-
-    @app.get("/v1/models")
-    async def list_models(request: Request) -> Response:
-        authenticate(request.headers.get("authorization"))
-        return json_response(models.model_list(gateway, started))
-
-    @app.get("/v1/models/{name:path}")
-    async def get_model(request: Request, name: str) -> Response:
-        authenticate(request.headers.get("authorization"))
-        gateway.check_model(name)
-        return json_response(models.model(gateway, started))
-
-    @app.post("/v1/completions")
-    async def completion(request: Request) -> Response:
-        principal = authenticate(request.headers.get("authorization"))
-        data = await read_body(request, max_body_bytes)
-        body = parse(CompletionBody, data)
-        gateway.check_model(body.model)
-        question = await _computed(lambda: completions.question_of(body, gateway.tokenizer), len(data))
-        form = completions.CompletionForm(gateway)
-        form.echo(body)
-        return await _answer(request, Answering(gateway, principal, question), form, body)
-
-    @app.post("/v1/chat/completions")
-    async def chat_completion(request: Request) -> Response:
-        principal = authenticate(request.headers.get("authorization"))
-        data = await read_body(request, max_body_bytes)
-        body = parse(ChatBody, data)
-        gateway.check_model(body.model)
-        length = gateway.engine.info.max_model_len
-        question = await _computed(lambda: chat.question_of(body, gateway.tokenizer, chat_template, length), len(data))
-        return await _answer(request, Answering(gateway, principal, question), chat.ChatForm(gateway), body)
-
+    app.include_router(openai_routes(door, max_body_bytes))
     return app
 
 
@@ -137,22 +89,3 @@ def _operator_routes(gateway: Gateway, metrics: ServerMetrics) -> APIRouter:
         return json_response(status.figures(gateway, metrics), headers={"cache-control": "no-store"})
 
     return routes
-
-
-async def _computed(work: Callable[[], Result], size: int) -> Result:
-    return work() if size < LONG_BODY else await asyncio.to_thread(work)
-
-
-async def _answer(request: Request, answering: Answering, form: Form, body: RequestBody) -> Response:
-    if body.stream:
-        return EventStream(answering, form, include_usage=body.include_usage, headers=body.ignored_header)
-    parts: list[list[Delta]] = [[] for _ in answering.choices]
-
-    async def opened(choice: Choice) -> None:
-        pass
-
-    async def keep(choice: Choice, delta: Delta) -> None:
-        parts[choice.index].append(delta)
-
-    await unless_gone(answering.run(opened, keep), request.receive)
-    return json_response(form.whole(answering, parts), headers=body.ignored_header)

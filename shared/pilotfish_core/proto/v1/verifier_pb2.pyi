@@ -771,3 +771,58 @@ class TokenizerChunk(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["data", b"data", "end_token_ids", b"end_token_ids", "tokenizer_hash", b"tokenizer_hash", "total_size", b"total_size"]) -> None: ...
 
 global___TokenizerChunk = TokenizerChunk
+
+@typing.final
+class FetchChatTemplateRequest(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["model", b"model"]) -> None: ...
+
+global___FetchChatTemplateRequest = FetchChatTemplateRequest
+
+@typing.final
+class ChatTemplate(google.protobuf.message.Message):
+    """Messages become a prompt on the device, which alone knows them."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class SpecialTokensEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    SOURCE_FIELD_NUMBER: builtins.int
+    SPECIAL_TOKENS_FIELD_NUMBER: builtins.int
+    source: builtins.str
+    """Jinja, as Hugging Face's models come with it."""
+    @property
+    def special_tokens(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.str]:
+        """What it may name: bos_token and the like."""
+
+    def __init__(
+        self,
+        *,
+        source: builtins.str = ...,
+        special_tokens: collections.abc.Mapping[builtins.str, builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["source", b"source", "special_tokens", b"special_tokens"]) -> None: ...
+
+global___ChatTemplate = ChatTemplate

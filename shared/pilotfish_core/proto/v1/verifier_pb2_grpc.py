@@ -49,6 +49,11 @@ class VerifierStub(object):
                 request_serializer=pilotfish__core_dot_proto_dot_v1_dot_verifier__pb2.FetchTokenizerRequest.SerializeToString,
                 response_deserializer=pilotfish__core_dot_proto_dot_v1_dot_verifier__pb2.TokenizerChunk.FromString,
                 _registered_method=True)
+        self.FetchChatTemplate = channel.unary_unary(
+                '/pilotfish_core.proto.v1.Verifier/FetchChatTemplate',
+                request_serializer=pilotfish__core_dot_proto_dot_v1_dot_verifier__pb2.FetchChatTemplateRequest.SerializeToString,
+                response_deserializer=pilotfish__core_dot_proto_dot_v1_dot_verifier__pb2.ChatTemplate.FromString,
+                _registered_method=True)
 
 
 class VerifierServicer(object):
@@ -76,6 +81,13 @@ class VerifierServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FetchChatTemplate(self, request, context):
+        """The chat template of a served model; its source is empty where it has none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_VerifierServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +105,11 @@ def add_VerifierServicer_to_server(servicer, server):
                     servicer.FetchTokenizer,
                     request_deserializer=pilotfish__core_dot_proto_dot_v1_dot_verifier__pb2.FetchTokenizerRequest.FromString,
                     response_serializer=pilotfish__core_dot_proto_dot_v1_dot_verifier__pb2.TokenizerChunk.SerializeToString,
+            ),
+            'FetchChatTemplate': grpc.unary_unary_rpc_method_handler(
+                    servicer.FetchChatTemplate,
+                    request_deserializer=pilotfish__core_dot_proto_dot_v1_dot_verifier__pb2.FetchChatTemplateRequest.FromString,
+                    response_serializer=pilotfish__core_dot_proto_dot_v1_dot_verifier__pb2.ChatTemplate.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -176,6 +193,33 @@ class Verifier(object):
             '/pilotfish_core.proto.v1.Verifier/FetchTokenizer',
             pilotfish__core_dot_proto_dot_v1_dot_verifier__pb2.FetchTokenizerRequest.SerializeToString,
             pilotfish__core_dot_proto_dot_v1_dot_verifier__pb2.TokenizerChunk.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchChatTemplate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/pilotfish_core.proto.v1.Verifier/FetchChatTemplate',
+            pilotfish__core_dot_proto_dot_v1_dot_verifier__pb2.FetchChatTemplateRequest.SerializeToString,
+            pilotfish__core_dot_proto_dot_v1_dot_verifier__pb2.ChatTemplate.FromString,
             options,
             channel_credentials,
             insecure,

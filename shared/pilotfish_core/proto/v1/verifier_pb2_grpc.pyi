@@ -44,6 +44,12 @@ class VerifierStub:
     ]
     """The tokenizer.json of a served model, in chunks."""
 
+    FetchChatTemplate: grpc.UnaryUnaryMultiCallable[
+        pilotfish_core.proto.v1.verifier_pb2.FetchChatTemplateRequest,
+        pilotfish_core.proto.v1.verifier_pb2.ChatTemplate,
+    ]
+    """The chat template of a served model; its source is empty where it has none."""
+
 class VerifierAsyncStub:
     Generate: grpc.aio.StreamStreamMultiCallable[
         pilotfish_core.proto.v1.verifier_pb2.DeviceFrame,
@@ -64,6 +70,12 @@ class VerifierAsyncStub:
         pilotfish_core.proto.v1.verifier_pb2.TokenizerChunk,
     ]
     """The tokenizer.json of a served model, in chunks."""
+
+    FetchChatTemplate: grpc.aio.UnaryUnaryMultiCallable[
+        pilotfish_core.proto.v1.verifier_pb2.FetchChatTemplateRequest,
+        pilotfish_core.proto.v1.verifier_pb2.ChatTemplate,
+    ]
+    """The chat template of a served model; its source is empty where it has none."""
 
 class VerifierServicer(metaclass=abc.ABCMeta):
     @abc.abstractmethod
@@ -91,5 +103,13 @@ class VerifierServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[pilotfish_core.proto.v1.verifier_pb2.TokenizerChunk], collections.abc.AsyncIterator[pilotfish_core.proto.v1.verifier_pb2.TokenizerChunk]]:
         """The tokenizer.json of a served model, in chunks."""
+
+    @abc.abstractmethod
+    def FetchChatTemplate(
+        self,
+        request: pilotfish_core.proto.v1.verifier_pb2.FetchChatTemplateRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[pilotfish_core.proto.v1.verifier_pb2.ChatTemplate, collections.abc.Awaitable[pilotfish_core.proto.v1.verifier_pb2.ChatTemplate]]:
+        """The chat template of a served model; its source is empty where it has none."""
 
 def add_VerifierServicer_to_server(servicer: VerifierServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from pilotfish_cloud.http.completions import prompts_of
-from pilotfish_cloud.http.schema import (
+from pilotfish_core.errors import InvalidParameter, InvalidRequest, PilotfishError, UnsupportedParameter
+from pilotfish_openai.completions import prompts_of
+from pilotfish_openai.conversation import text_of
+from pilotfish_openai.schema import (
     IGNORED_HEADER,
     ChatBody,
     CompletionBody,
     RequestBody,
     parse,
     path_of,
-    text_of,
 )
-from pilotfish_core.errors import InvalidParameter, InvalidRequest, PilotfishError, UnsupportedParameter
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 

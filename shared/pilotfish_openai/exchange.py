@@ -8,37 +8,46 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from pilotfish_cloud.http.errors import error_response
-from pilotfish_cloud.logs import REQUEST_ID_METADATA, name_request
+from pilotfish_openai.errors import ErrorForms
 
+REQUEST_ID: Final = "x-request-id"
 OTHER: Final = "other"  # paths that are none of ours are not told apart: callers choose them
 
 
 class Exchange:
-    """ASGI middleware. ``counted`` hears of each response: route and status."""
+    """ASGI middleware. ``named`` gives a request its id, from the one that the caller sent; ``counted`` hears of each
+    response: route and status.
+    """
 
-    def __init__(self, app: ASGIApp, *, counted: Callable[[str, int], None]) -> None:
-        self._app, self._counted = app, counted
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        errors: ErrorForms,
+        named: Callable[[str | None], str],
+        counted: Callable[[str, int], None],
+    ) -> None:
+        self._app, self._errors, self._named, self._counted = app, errors, named, counted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        name = name_request(Headers(scope=scope).get(REQUEST_ID_METADATA)).encode()
+        name = self._named(Headers(scope=scope).get(REQUEST_ID)).encode()
         begun = False
 
         async def sent(message: Message) -> None:
             nonlocal begun
             if message["type"] == "http.response.start":
                 begun = True
-                message["headers"] = [*message.get("headers", []), (REQUEST_ID_METADATA.encode(), name)]
+                message["headers"] = [*message.get("headers", []), (REQUEST_ID.encode(), name)]
                 self._counted(getattr(scope.get("route"), "path", OTHER), message["status"])
             await send(message)
 
         try:
             await self._app(scope, receive, sent)
         except Exception as error:  # a defect; once the response has begun only the connection's end can tell
-            response = error_response(error)
+            response = self._errors.response(error)
             if not begun:
                 await response(scope, receive, sent)

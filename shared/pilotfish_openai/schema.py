@@ -7,7 +7,6 @@ Fields that are unknown are ignored, as servers of this interface do, and named 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
 from typing import Any, Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,6 +15,7 @@ from pilotfish_core.errors import InvalidParameter, InvalidRequest, UnsupportedP
 from pilotfish_core.parameters import MAX_SEED, SamplingParams
 from pilotfish_core.prediction import ExpectedText
 from pilotfish_core.tokenizer import Tokenizer
+from pilotfish_openai.conversation import text_of
 
 IGNORED_HEADER: Final = "x-pilotfish-ignored"
 MAX_CHOICES: Final = 128
@@ -214,25 +214,3 @@ def path_of(location: tuple[int | str, ...]) -> str:
     for part in location:
         path += f"[{part}]" if isinstance(part, int) else f".{part}"[not path :]
     return path
-
-
-def text_of(content: object, where: str) -> str:
-    """A message's text: a string, or text parts, which are put on lines of their own.
-
-    Raises InvalidParameter, UnsupportedParameter for parts that are no text.
-    """
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list):
-        raise InvalidParameter.of(where, content, "a string, or a list of text parts")
-    texts = []
-    for index, part in enumerate(content):
-        place = f"{where}[{index}]"
-        if not isinstance(part, Mapping):
-            raise InvalidParameter.of(place, part, 'a part such as {"type": "text", "text": "..."}')
-        if part.get("type") != "text":
-            raise UnsupportedParameter.of(f"{place}.type", f"only text is, not {str(part.get('type'))[:40]!r}")
-        if not isinstance(part.get("text"), str):
-            raise InvalidParameter.of(f"{place}.text", part.get("text"), "a string")
-        texts.append(part["text"])
-    return "\n".join(texts)

@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar, Final
 
-from pilotfish_cloud.gateway import Gateway
-from pilotfish_cloud.http.answering import Answering
-from pilotfish_cloud.http.choice import Choice, Delta, ScoredToken
 from pilotfish_core.drafts import Finish
+from pilotfish_core.tokenizer import Tokenizer
+from pilotfish_openai.answering import Answering
+from pilotfish_openai.choice import Choice, Delta, ScoredToken
 
 LEAST_LOGPROB: Final = -9999.0  # JSON has no infinity
 
@@ -23,23 +23,24 @@ class Form(abc.ABC):
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, answering: Answering, tokenizer: Tokenizer, *, model: str) -> None:
         self.id = f"{self.id_prefix}-{secrets.token_hex(16)}"
-        self._tokenizer = gateway.tokenizer
-        self._head = {
-            "created": int(time.time()),
-            "model": gateway.served_model_name,
-            "system_fingerprint": gateway.engine.info.fingerprint,
-        }
+        self._answering = answering
+        self._tokenizer = tokenizer
+        self._model = model
+        self._created = int(time.time())
 
-    def whole(self, answering: Answering, parts: Sequence[Sequence[Delta]]) -> dict[str, Any]:
+    def whole(self, parts: Sequence[Sequence[Delta]]) -> dict[str, Any]:
         """The body of a response that is not streamed. ``parts``: the deltas of each choice."""
         choices = []
-        for choice, deltas in zip(answering.choices, parts, strict=True):
+        for choice, deltas in zip(self._answering.choices, parts, strict=True):
             text = "".join([delta.text for delta in deltas])
             scored = [entry for delta in deltas for entry in delta.scored]
             choices.append(self.choice(choice, text, scored) | _ending(choice.finish))
-        return self._object(self.whole_object, choices) | {"usage": answering.usage(), "metrics": answering.metrics()}
+        return self._object(self.whole_object, choices) | {
+            "usage": self._answering.usage(),
+            "metrics": self._answering.metrics(),
+        }
 
     def chunk(self, choices: list[dict[str, Any]], **more: object) -> dict[str, Any]:
         """One event of a stream."""
@@ -62,7 +63,14 @@ class Form(abc.ABC):
         """A piece of a choice, but for why it ended."""
 
     def _object(self, name: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        return {"id": self.id, "object": name} | self._head | {"choices": choices}
+        return {
+            "id": self.id,
+            "object": name,
+            "created": self._created,
+            "model": self._model,
+            "system_fingerprint": self._answering.fingerprint,
+            "choices": choices,
+        }
 
     def token_text(self, token: int) -> str:
         """A token as its own text; one that is no whole character as OpenAI writes it: ``bytes:\\xe2\\x80``."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from pilotfish_core.errors import InvalidRequest, ModelLoadError
 
 TEMPLATE_FILE: Final = "chat_template.jinja"
 CONFIG_FILE: Final = "tokenizer_config.json"
+MAX_RENDERED_CHARS: Final = 16 * 1024 * 1024  # no target's context is as long
 _TOKENS: Final = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -39,7 +40,8 @@ class ChatTemplate:
             self._template = environment.from_string(source)
         except jinja2.TemplateError as error:
             raise ModelLoadError(f"{name} is not a usable chat template: {error}") from None
-        self._special_tokens = dict(special_tokens)
+        self.source = source
+        self.special_tokens = dict(special_tokens)
         self.knows_developer = "developer" in source  # a role that templates before 2025 refuse
 
     @classmethod
@@ -73,17 +75,27 @@ class ChatTemplate:
 
         Raises InvalidRequest when the template refuses the messages or cannot render them.
         """
-        variables = {"tools": None, "documents": None} | self._special_tokens | dict(extra or {})
+        variables = {"tools": None, "documents": None} | self.special_tokens | dict(extra or {})
+        variables |= {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
         try:
-            return self._template.render(
-                variables | {"messages": list(messages), "add_generation_prompt": add_generation_prompt}
-            )
+            return _bounded(self._template.generate(variables))
         except _RefusedError as error:
             raise InvalidRequest(f"the model's chat template refuses these messages: {error}") from None
         except Exception as error:  # a template's expressions raise whatever the messages lead them to
             raise InvalidRequest(
                 f"the model's chat template cannot render these messages: {type(error).__name__}: {error}"
             ) from None
+
+
+def _bounded(parts: Iterable[str]) -> str:
+    """All of them, in one. A template that came from elsewhere may never end."""
+    kept, size = [], 0
+    for part in parts:
+        size += len(part)
+        if size > MAX_RENDERED_CHARS:
+            raise _RefusedError(f"what it renders is over {MAX_RENDERED_CHARS} characters")
+        kept.append(part)
+    return "".join(kept)
 
 
 class _RefusedError(jinja2.TemplateError):

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from typing import Any, Final
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from pilotfish_cloud.edge import log
-from pilotfish_cloud.gateway import READ_WITHIN_S
-from pilotfish_cloud.http.answering import Answering, CallerGoneError, unless_gone
-from pilotfish_cloud.http.choice import Choice, Delta
-from pilotfish_cloud.http.errors import error_body, error_response
-from pilotfish_cloud.http.forms import Form
-from pilotfish_cloud.http.json_text import json_bytes
+from pilotfish_openai.answering import Answering, CallerGoneError, unless_gone
+from pilotfish_openai.choice import Choice, Delta
+from pilotfish_openai.errors import ErrorForms
+from pilotfish_openai.forms import Form
+from pilotfish_openai.json_text import json_bytes
 
 ALIVE_S: Final = 15.0  # without anything to say: a comment, before a proxy takes the connection for dead
-WRITE_S: Final = READ_WITHIN_S  # that a reader gets to take what was written; then the answer is given up
+WRITE_S: Final = 60.0  # that a reader gets to take what was written; then the answer is given up
 DONE: Final = b"[DONE]"
+
+log = logging.getLogger(__name__)
 
 
 class EventStream(Response):
@@ -31,12 +32,19 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, answering: Answering, form: Form, *, include_usage: bool, headers: dict[str, str] | None = None
+        self,
+        answering: Answering,
+        form: Form,
+        errors: ErrorForms,
+        *,
+        include_usage: bool,
+        headers: dict[str, str] | None = None,
     ) -> None:
         more = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies pass events on at once
         super().__init__(status_code=200, headers=more | (headers or {}))
         del self.headers["content-length"]
-        self._answering, self._form, self._include_usage = answering, form, include_usage
+        self._answering, self._form, self._errors = answering, form, errors
+        self._include_usage = include_usage
         self._unfinished = len(answering.choices)
         self._usage = {"usage": None} if include_usage else {}
 
@@ -57,10 +65,10 @@ class EventStream(Response):
             return  # uvicorn closes a connection whose response is not complete
         except Exception as error:
             if not writer.begun:
-                await error_response(error)(scope, receive, send)
+                await self._errors.response(error)(scope, receive, send)
                 return
             with contextlib.suppress(TimeoutError):
-                await writer.event(json_bytes(error_body(error)))
+                await writer.event(json_bytes(self._errors.body(error)))
                 await writer.end()
         finally:
             alive.cancel()

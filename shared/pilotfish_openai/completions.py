@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pilotfish_cloud.http.answering import Question
-from pilotfish_cloud.http.choice import Choice, ScoredToken
-from pilotfish_cloud.http.forms import Form, best, bounded
-from pilotfish_cloud.http.schema import MAX_CHOICES, CompletionBody
 from pilotfish_core.errors import InvalidParameter, UnsupportedParameter
 from pilotfish_core.tokenizer import Tokenizer
+from pilotfish_openai.answering import Question
+from pilotfish_openai.choice import Choice, ScoredToken
+from pilotfish_openai.forms import Form, best, bounded
+from pilotfish_openai.schema import MAX_CHOICES, CompletionBody
 
 DEFAULT_MAX_TOKENS = 16  # as OpenAI's
 

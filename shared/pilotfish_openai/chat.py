@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
-from pilotfish_cloud.http.answering import Question
-from pilotfish_cloud.http.chat_template import ChatTemplate
-from pilotfish_cloud.http.choice import Choice, ScoredToken
-from pilotfish_cloud.http.forms import Form, best, bounded
-from pilotfish_cloud.http.schema import ChatBody, ChatMessage, text_of
-from pilotfish_core.errors import InvalidParameter, InvalidRequest, UnsupportedParameter
+from pilotfish_core.errors import InvalidParameter, InvalidRequest
 from pilotfish_core.tokenizer import Tokenizer
-
-ROLES: Final = ("system", "developer", "user", "assistant")
-_REFUSED: Final = ("tool_calls", "tool_call_id", "function_call", "audio")  # fields of messages
+from pilotfish_openai.answering import Question
+from pilotfish_openai.chat_template import ChatTemplate
+from pilotfish_openai.choice import Choice, ScoredToken
+from pilotfish_openai.conversation import plain_messages
+from pilotfish_openai.forms import Form, best, bounded
+from pilotfish_openai.schema import ChatBody
 
 
 def question_of(body: ChatBody, tokenizer: Tokenizer, template: ChatTemplate | None, max_model_len: int) -> Question:
@@ -24,7 +22,7 @@ def question_of(body: ChatBody, tokenizer: Tokenizer, template: ChatTemplate | N
             "this model has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); "
             "use /v1/completions"
         )
-    messages = [_plain(message, f"messages[{index}]", template) for index, message in enumerate(body.messages)]
+    messages = plain_messages([message.model_dump() for message in body.messages], template)
     text = template.render(messages, add_generation_prompt=body.add_generation_prompt, extra=body.chat_template_kwargs)
     prompt = tuple(tokenizer.encode(text, add_special_tokens=body.add_special_tokens))
     return Question(
@@ -34,22 +32,6 @@ def question_of(body: ChatBody, tokenizer: Tokenizer, template: ChatTemplate | N
         params=body.sampling(max_tokens=_max_tokens(body, max_model_len - len(prompt)), logprobs=_logprobs(body)),
         expected=body.expected(tokenizer),
     )
-
-
-def _plain(message: ChatMessage, where: str, template: ChatTemplate) -> dict[str, Any]:
-    """A message as templates read it."""
-    for name in _REFUSED:
-        if (message.model_extra or {}).get(name):
-            raise UnsupportedParameter.of(f"{where}.{name}")
-    if message.role in ("tool", "function"):
-        raise UnsupportedParameter.of(f"{where}.role", f"tools are not, so there is no {message.role!r}")
-    if message.role not in ROLES:
-        raise InvalidParameter.of(f"{where}.role", message.role, f"one of {', '.join(ROLES)}")
-    role = message.role
-    if role == "developer" and not template.knows_developer:
-        role = "system"  # OpenAI's newer name of it
-    plain: dict[str, Any] = {"role": role, "content": text_of(message.content, f"{where}.content")}
-    return plain if message.name is None else plain | {"name": message.name}
 
 
 def _max_tokens(body: ChatBody, room: int) -> object:

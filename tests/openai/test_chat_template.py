@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import transformers
 
-from pilotfish_cloud.http.chat_template import CONFIG_FILE, TEMPLATE_FILE, ChatTemplate
 from pilotfish_core.errors import InvalidRequest, ModelLoadError
+from pilotfish_openai.chat_template import CONFIG_FILE, TEMPLATE_FILE, ChatTemplate
 
 CHATML = """{%- for message in messages %}
 {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}

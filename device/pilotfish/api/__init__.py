@@ -1,0 +1,1 @@
+"""OpenAI's interface on this device: what ``pilotfish serve`` answers, drafted here and verified by the cloud."""
