@@ -36,7 +36,6 @@ from pilotfish_openai.listener import HttpServer, address_of, bind
 _log = logging.getLogger(__name__)
 
 VERIFIER: Final = verifier_pb2.DESCRIPTOR.services_by_name["Verifier"].full_name
-UNREAD_TIMEOUT_MS: Final = 60_000
 GRPC_OPTIONS: Final = [
     ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
     ("grpc.so_reuseport", 0),  # a port in use must be an error, not a second listener that takes half the calls
@@ -123,8 +122,6 @@ class VerifierServer:
         await self._grpc.start()
         await self._set_serving(True)
         self.http_port = http_socket.getsockname()[1]
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # of each connection that it accepts: who reads nothing is cut
-            http_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_TIMEOUT_MS)
         app = create_app(
             self.gateway,
             chat_template=self._chat_template,

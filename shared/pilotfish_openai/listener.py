@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Iterator
+from typing import Final
 
 import uvicorn
 
 from pilotfish_core.errors import AddressInUse
+
+UNREAD_TIMEOUT_MS: Final = 60_000
 
 
 class HttpServer(uvicorn.Server):
@@ -37,5 +40,7 @@ def bind(host: str, port: int, flag: str) -> socket.socket:
         listener.close()
         error = error if isinstance(error, OSError) else OSError(0, "not a host name")
         raise AddressInUse(f"cannot listen on {address_of(host, port)} ({flag}): {error.strerror or error}") from None
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # of each connection that it accepts: who reads nothing is cut
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_TIMEOUT_MS)
     listener.setblocking(False)
     return listener
