@@ -136,6 +136,7 @@ class Authenticator:
         self._clock = clock
         self._keyring, self._tenants = self._load()
         self.refused = 0  # calls without a valid key
+        self.revoked_elsewhere: Callable[[str], bool] = lambda _: False  # by a key's id: what replicas share says so
 
     @property
     def needs_keys(self) -> bool:
@@ -147,7 +148,10 @@ class Authenticator:
         tenant = ""
         if self._keyring is not None:
             try:
-                tenant = self._keyring.tenant_of(_key_in(header), self._clock())
+                key = _key_in(header)
+                tenant = self._keyring.tenant_of(key, self._clock())
+                if self.revoked_elsewhere(key.split("_", 2)[1]):
+                    raise Unauthenticated(f"the API key {key.split('_', 2)[1]} is revoked")
             except Unauthenticated:
                 self.refused += 1
                 raise

@@ -3,7 +3,8 @@
 Lives on one event loop; only ``listen`` is called from elsewhere, by the engine's thread. A door opens a stream, takes
 its events until the last one, and closes it whatever happens::
 
-    stream = gateway.open(opening, principal)
+    claim = await gateway.ask(opening, principal)
+    stream = gateway.open(opening, principal, claim=claim)
     try:
         async for event in stream: ...
     finally:
@@ -23,7 +24,7 @@ from pilotfish_cloud.logs import request_id
 from pilotfish_cloud.observer import StreamObserver
 from pilotfish_cloud.principal import Principal
 from pilotfish_cloud.stream import Stream
-from pilotfish_core.admission import Admission, MemoryAdmission, ResumePolicy
+from pilotfish_core.admission import Admission, Claim, MemoryAdmission, ResumePolicy
 from pilotfish_core.errors import (
     Cancelled,
     DeadlineExceeded,
@@ -159,16 +160,32 @@ class Gateway:
         ids = self.prompts.find(principal.tenant, opening.prefix)
         return None if ids is None else dataclasses.replace(opening, prompt=(*ids, *opening.prompt), prefix=None)
 
+    async def ask(self, opening: Open, principal: Principal, *, door: str = "grpc") -> Claim | None:
+        """Before ``open``: what several replicas limit together. Raises Overloaded."""
+        try:
+            return await self.admission.ask(
+                principal.tenant,
+                principal.settings,
+                generation=opening.generation_id,
+                attempt=opening.attempt,
+                rows=len(opening.prompt) + len(opening.output),
+            )
+        except Exception as error:
+            self.observer.refused(door, principal, error)
+            raise
+
     def open(
         self,
         opening: Open,
         principal: Principal,
         *,
+        claim: Claim | None = None,
         deadline: float | None = None,
         metadata: Mapping[str, str] | None = None,
         door: str = "grpc",
     ) -> Stream:
-        """Begin, or go on with, a generation. To be closed. ``door``: the name of the way in, for the observer.
+        """Begin, or go on with, a generation. To be closed. ``claim``: what ``ask`` gave. ``door``: the name of the way
+        in, for the observer.
 
         ``deadline``: on the event loop's clock. ``metadata`` or headers of the call, for the caller's trace.
 
@@ -177,8 +194,9 @@ class Gateway:
         Cancelled for an attempt that is not newer than the one that runs.
         """
         try:
-            stream = self._admit(opening, principal, deadline, door)
+            stream = self._admit(opening, principal, deadline, door, claim)
         except Exception as error:
+            self.admission.withdraw(claim)
             self.observer.refused(door, principal, error)
             raise
         if deadline is not None:
@@ -237,7 +255,9 @@ class Gateway:
                 f"this verifier does not serve model {model[:100]!r}; it serves {self.served_model_name!r}"
             )
 
-    def _admit(self, opening: Open, principal: Principal, deadline: float | None, door: str) -> Stream:
+    def _admit(
+        self, opening: Open, principal: Principal, deadline: float | None, door: str, claim: Claim | None
+    ) -> Stream:
         """A stream with a place of its own, in the place of an older attempt if there is one."""
         self.check_open()
         stream = Stream(
@@ -261,6 +281,7 @@ class Gateway:
                 output=max(min(opening.params.max_tokens, self.engine.info.max_model_len) - len(opening.output), 1),
                 now=self._loop.time(),
                 deadline=deadline,
+                claim=claim,
             )
         except BaseException:
             self._generations.pop(_name(stream), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -23,7 +24,11 @@ from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.http.app import create_app
 from pilotfish_cloud.http.chat_template import ChatTemplate
 from pilotfish_cloud.metrics import ServerMetrics
+from pilotfish_cloud.observer import Observers
 from pilotfish_cloud.service import VerifierService
+from pilotfish_cloud.shared_state.admission import SharedAdmission
+from pilotfish_cloud.shared_state.link import StateLink
+from pilotfish_cloud.shared_state.opening import open_state
 from pilotfish_cloud.tls import Certificates
 from pilotfish_cloud.tracing import Tracing
 from pilotfish_core.admission import MemoryAdmission, ResumePolicy, ServerLimits
@@ -77,6 +82,7 @@ class VerifierServer:
         self._failure = ""
         self.gateway: Gateway | None = None
         self.service: VerifierService | None = None
+        self.replica = config.replica_name or f"{socket.gethostname()[:80]}-{secrets.token_hex(3)}"
         self.port = 0
         self.http_port = 0
 
@@ -86,24 +92,29 @@ class VerifierServer:
         return self._engine.info
 
     async def start(self) -> None:
-        """Bind both ports and begin. Raises AddressInUse."""
+        """Bind both ports and begin. Raises AddressInUse, and LocalError without a Redis that is required."""
         config = self._config
+        limits = ServerLimits(
+            max_generations=config.max_generations, max_tokens=config.max_total_tokens, slots=config.max_num_seqs
+        )
+        self.link = StateLink(open_state(config), self.replica, self._line)
+        if config.redis_url is not None:
+            self.link.admission = SharedAdmission(
+                limits, self.link, replica=self.replica, clock=asyncio.get_running_loop().time
+            )
         self.gateway = Gateway(
             self._engine,
             self._tokenizer,
             served_model_name=config.served_model_name,
             max_unacknowledged=config.max_unacknowledged,
-            admission=MemoryAdmission(
-                ServerLimits(
-                    max_generations=config.max_generations,
-                    max_tokens=config.max_total_tokens,
-                    slots=config.max_num_seqs,
-                )
-            ),
+            admission=self.link.admission or MemoryAdmission(limits),
             tracing=self._tracing,
             tickets=self.authenticate.tickets(every=TICKET_EVERY if self.info.deterministic else 1),
             resume=ResumePolicy(config.resume),
         )
+        await self.link.start(required=config.redis_required)
+        link = self.link
+        self.authenticate.revoked_elsewhere = lambda key_id: key_id in link.revoked
         self.service = VerifierService(self.gateway, self.authenticate, pad_frames=config.pad_frames)
         http_socket = _bind(config.host, config.http_port, "--http-port")
         self._grpc = grpc.aio.server(options=GRPC_OPTIONS)
@@ -132,11 +143,14 @@ class VerifierServer:
         self.http_port = http_socket.getsockname()[1]
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # of each connection that it accepts: who reads nothing is cut
             http_socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_TIMEOUT_MS)
+        metrics = ServerMetrics(self.gateway, tenant_labels=config.tenant_metrics, link=link)
+        self.gateway.observer = Observers(metrics.generations, link.ledger)
         app = create_app(
             self.gateway,
             chat_template=self._chat_template,
             authenticate=self.authenticate,
-            metrics=ServerMetrics(self.gateway, tenant_labels=config.tenant_metrics),
+            metrics=metrics,
+            link=link,
             operator=config.operator,
         )
         http = uvicorn.Config(app, log_config=None, log_level="warning", lifespan="off", timeout_graceful_shutdown=5)
@@ -186,9 +200,20 @@ class VerifierServer:
         await self._grpc.stop(grace=1.0)
         self._http.should_exit = True
         await self._http_task
+        await self.link.close()
         await asyncio.to_thread(self._engine.close)
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
+
+    def _line(self) -> dict[str, str | int | bool]:
+        """What this replica says of itself to the others."""
+        gateway = self.gateway
+        return {
+            "model": self._config.served_model_name,
+            "fingerprint": self.info.fingerprint,
+            "generations": 0 if gateway is None else gateway.running,
+            "draining": gateway is not None and gateway.draining,
+        }
 
     def _listen(self, address: str) -> int:
         if self.certificates is None:

@@ -101,7 +101,9 @@ class VerifierService(pb_grpc.VerifierServicer):
             await asyncio.wait([call.opened], timeout=OPEN_TIMEOUT_S)
             if not call.opened.done():
                 raise DeadlineExceeded(f"no open within {OPEN_TIMEOUT_S:.0f} s")
-            stream = gateway.open(call.opened.result(), principal, deadline=deadline, metadata=metadata)
+            opening = call.opened.result()
+            claim = await gateway.ask(opening, principal)
+            stream = gateway.open(opening, principal, claim=claim, deadline=deadline, metadata=metadata)
         except BaseException:
             call.opened.cancel()
             call.admitted.cancel()

@@ -6,8 +6,8 @@ import asyncio
 import dataclasses
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
 from starlette.types import Receive
@@ -78,7 +78,7 @@ class Answering:
 
         Raises what refuses or ends any of them; the others are aborted then.
         """
-        with self._streams() as streams:
+        async with self._streams() as streams:
             try:
                 async with asyncio.TaskGroup() as group:
                     for choice, stream in streams:
@@ -86,12 +86,14 @@ class Answering:
             except BaseExceptionGroup as errors:
                 raise _first(errors) from None
 
-    @contextmanager
-    def _streams(self) -> Iterator[list[tuple[Choice, Stream]]]:
+    @asynccontextmanager
+    async def _streams(self) -> AsyncIterator[list[tuple[Choice, Stream]]]:
         streams: list[tuple[Choice, Stream]] = []
         try:
             for choice in self.choices:
-                streams.append((choice, self._gateway.open(self._opening(choice), self._principal, door=DOOR)))
+                opening = self._opening(choice)
+                claim = await self._gateway.ask(opening, self._principal, door=DOOR)
+                streams.append((choice, self._gateway.open(opening, self._principal, claim=claim, door=DOOR)))
             yield streams
         finally:
             for _, stream in streams:

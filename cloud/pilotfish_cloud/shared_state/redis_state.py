@@ -16,10 +16,10 @@ import asyncio
 import contextlib
 import importlib.resources
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote
 
 import redis.asyncio
 from redis.asyncio.retry import Retry
@@ -38,17 +38,20 @@ from pilotfish_cloud.shared_state.interface import (
     Taken,
     View,
 )
+from pilotfish_cloud.shared_state.opening import where_of
 from pilotfish_core.errors import InvalidParameter
 
 PREFIX: Final = "pilotfish:"
 REVOKED: Final = f"{PREFIX}revoked"
-SCHEMES: Final = ("redis", "rediss", "unix")
 MAX_CONNECTIONS: Final = 16
 MAX_WAIT_S: Final = 3600.0  # that an answer may ask for
 
 
 class RedisState(SharedState):
-    """``timeout_s``: of a report; ``take_timeout_s``: of a take, which a generation waits for. Raises InvalidParameter."""
+    """``timeout_s``: of a report; ``take_timeout_s``: of a take, for which a generation waits.
+
+    Raises InvalidParameter.
+    """
 
     def __init__(
         self,
@@ -91,7 +94,7 @@ class RedisState(SharedState):
         lease_s: float = LEASE_S,
     ) -> Taken:
         """See ``SharedState.take``."""
-        message = {
+        message: dict[str, Any] = {
             "limits": _limits(limits),
             "held": held._asdict(),
             "released": [free._asdict() for free in released],
@@ -112,7 +115,7 @@ class RedisState(SharedState):
 
     async def report(self, report: Report) -> View:
         """See ``SharedState.report``."""
-        tenants = {
+        tenants: dict[str, dict[str, Any]] = {
             tenant: {
                 "keys": _keys(tenant),
                 "limits": _limits(told.limits),
@@ -153,7 +156,7 @@ class RedisState(SharedState):
     async def usage(self, day: str) -> dict[str, dict[str, int]]:
         """See ``SharedState.usage``. What is no count is left out."""
         async with self._trouble(self._timeout_s):
-            stored = await self._redis.hgetall(f"{PREFIX}usage:{day}")
+            stored: dict[Any, Any] = await self._redis.hgetall(f"{PREFIX}usage:{day}")
         found: dict[str, dict[str, int]] = {}
         for name, count in stored.items():
             tenant, _, counter = name.decode("utf-8", "replace").rpartition(":")
@@ -189,21 +192,6 @@ class RedisState(SharedState):
             raise StateTroubleError(f"{self.where} cannot be used ({type(error).__name__})", private=text) from None
 
 
-def where_of(url: str) -> str:
-    """What may be shown of a URL: no user, no password, no query. Raises InvalidParameter."""
-    expected = "redis://host:port/db, rediss://... over TLS, or unix:///path/to/socket"
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError:
-        raise InvalidParameter(f"--redis-url is not a URL; expected {expected}") from None
-    if parts.scheme not in SCHEMES or not (parts.path if parts.scheme == "unix" else parts.hostname):
-        raise InvalidParameter(f"--redis-url has the scheme {parts.scheme!r:.50}; expected {expected}")
-    if parts.scheme == "unix":
-        return f"unix://{parts.path}"
-    return f"{parts.scheme}://{parts.hostname}:{port or 6379}{parts.path.rstrip('/')}"
-
-
 def _script(name: str) -> str:
     return importlib.resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
@@ -216,11 +204,11 @@ def _keys(tenant: str) -> list[str]:
     return [f"{PREFIX}{kind}:{_plain(tenant)}" for kind in ("places", "owners", "bucket")]
 
 
-def _limits(limits: Limits) -> dict[str, float]:
+def _limits(limits: Limits) -> dict[str, Any]:
     known = _known("max_generations", limits.max_generations) | _known("rows_per_s", limits.rows_per_s)
     return known | {"capacity": limits.capacity}
 
 
-def _known(name: str, value: float | None) -> Mapping[str, float]:
+def _known(name: str, value: float | None) -> dict[str, Any]:
     """Nothing for None: in Lua a JSON null is true."""
     return {} if value is None else {name: value}

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -26,7 +27,9 @@ def free_port() -> int:
 class RedisServer:
     """``options`` are redis-server's own; without any it listens on loopback and keeps nothing on disk."""
 
-    def __init__(self, folder: Path, *options: str, url: str | None = None, probe: dict[str, object] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *options: str, url: str | None = None, probe: dict[str, Any] | None = None
+    ) -> None:
         self.folder = folder
         self.port = free_port()
         self.options = options
@@ -76,8 +79,8 @@ class RedisServer:
 
 
 @contextlib.contextmanager
-def redis_server(folder: Path, *options: str, **more: object) -> Iterator[RedisServer]:
-    server = RedisServer(folder, *options, **more)  # type: ignore[arg-type]  # as it is declared there
+def redis_server(folder: Path, *options: str, **more: Any) -> Iterator[RedisServer]:
+    server = RedisServer(folder, *options, **more)
     server.start()
     try:
         yield server
