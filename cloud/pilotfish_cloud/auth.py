@@ -22,6 +22,7 @@ from typing import Final
 from pilotfish_cloud.files import read_private
 from pilotfish_cloud.keyring import Keyring
 from pilotfish_cloud.principal import Principal
+from pilotfish_cloud.routing import Routing
 from pilotfish_cloud.tables import read_table, unknown
 from pilotfish_core.admission import ResumePolicy, TenantSettings
 from pilotfish_core.errors import FileFormatError, InvalidParameter, PilotfishError, Unauthenticated
@@ -164,6 +165,10 @@ class Authenticator:
     def tickets(self, *, every: int) -> Tickets:
         """Resume tickets under the server's secret."""
         return Tickets(self._secret.derive("tickets"), every=every)
+
+    def routing(self) -> Routing:
+        """Route keys under the server's secret."""
+        return Routing(self._secret.derive("routes"))
 
     def reload(self) -> bool:
         """Read the files again. Returns whether they could be used; if not, what was in force stays so."""

@@ -23,12 +23,14 @@ from pilotfish_cloud.engine.interface import CommitEvent, Engine, EngineEvent, O
 from pilotfish_cloud.logs import request_id
 from pilotfish_cloud.observer import StreamObserver
 from pilotfish_cloud.principal import Principal
+from pilotfish_cloud.routing import Routing
 from pilotfish_cloud.stream import Stream
 from pilotfish_core.admission import Admission, Claim, MemoryAdmission, ResumePolicy
 from pilotfish_core.errors import (
     Cancelled,
     DeadlineExceeded,
     FingerprintMismatch,
+    Overloaded,
     ResumeRefused,
     TokenizerMismatch,
     Unavailable,
@@ -60,6 +62,7 @@ class Gateway:
         tracing: Tracing | None = None,
         tickets: Tickets | None = None,
         resume: ResumePolicy = ResumePolicy.TRUST,
+        routing: Routing | None = None,
     ) -> None:
         """``resume``: of tenants that have no policy of their own; ``tickets`` for those resumed by them."""
         self.engine = engine
@@ -71,6 +74,7 @@ class Gateway:
         self._tracing = tracing
         self._tickets = tickets
         self._resume = resume
+        self._routing = routing
         self._max_backlog_bytes = max_backlog_bytes
         self._loop = asyncio.get_running_loop()
         self._keys = (str(number) for number in itertools.count(1))
@@ -145,7 +149,8 @@ class Gateway:
         for waiter in waiting:
             waiter.cancel()
         for stream in self._streams.values():
-            stream.fail(Unavailable("this replica is shutting down; resume elsewhere", retry_after_s=0.0))
+            error = Unavailable("this replica is shutting down; resume elsewhere", retry_after_s=0.0)
+            stream.fail(self._elsewhere(error, stream.opening, stream.principal))
 
     def hurry(self) -> None:
         """End a drain now."""
@@ -197,6 +202,7 @@ class Gateway:
             stream = self._admit(opening, principal, deadline, door, claim)
         except Exception as error:
             self.admission.withdraw(claim)
+            self._elsewhere(error, opening, principal)
             self.observer.refused(door, principal, error)
             raise
         if deadline is not None:
@@ -242,6 +248,16 @@ class Gateway:
         if not self._streams:
             self._idle.set()
         self.observer.closed(stream)
+
+    def routes(self, opening: Open, principal: Principal) -> tuple[str, ...]:
+        """Of the opening's whole prompt."""
+        return () if self._routing is None else self._routing.of(principal.tenant, opening.prompt)
+
+    def _elsewhere(self, error: Exception, opening: Open, principal: Principal) -> Exception:
+        """The error, and where to try again if that may help: all who share a prompt are sent the same way."""
+        if isinstance(error, (Overloaded, Unavailable)) and error.route is None:
+            error.route = next(iter(self.routes(opening, principal)[1:]), None)
+        return error
 
     def check_open(self) -> None:
         """Raises Unavailable while new generations are refused."""

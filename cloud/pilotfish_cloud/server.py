@@ -111,6 +111,7 @@ class VerifierServer:
             tracing=self._tracing,
             tickets=self.authenticate.tickets(every=TICKET_EVERY if self.info.deterministic else 1),
             resume=ResumePolicy(config.resume),
+            routing=self.authenticate.routing(),
         )
         await self.link.start(required=config.redis_required)
         link = self.link

@@ -202,9 +202,9 @@ class VerifierService(pb_grpc.VerifierServicer):
                 case Ping():
                     await context.write(writer.pong(event))
                 case OpenedEvent(_, cached_tokens):
-                    await context.write(writer.opened(self._opened(cached_tokens, stream.other_fingerprint)))
+                    await context.write(writer.opened(self._opened(cached_tokens, stream)))
 
-    def _opened(self, cached_tokens: int, other_fingerprint: bool) -> Opened:
+    def _opened(self, cached_tokens: int, stream: Stream) -> Opened:
         info = self._gateway.engine.info
         return Opened(
             model=self._gateway.served_model_name,
@@ -213,8 +213,9 @@ class VerifierService(pb_grpc.VerifierServicer):
             max_draft_tokens=info.max_draft_tokens,
             max_unacknowledged=self._gateway.max_unacknowledged,
             cached_tokens=cached_tokens,
-            other_fingerprint=other_fingerprint,
+            other_fingerprint=stream.other_fingerprint,
             cloud_draft=info.cloud_draft,
+            routes=self._gateway.routes(stream.opening, stream.principal),
         )
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:
