@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import secrets
+import shutil
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -24,7 +26,7 @@ from tests.e2e.test_commands import read_some, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 SHIPPED = ROOT / "deploy" / "nginx" / "pilotfish.conf"
-INSTALL = "apt-get install -y nginx-light"
+INSTALL = "make servers"
 PATIENCE_S = 60.0
 PROMPT = "import os\n\n\nclass Reader:\n    def __init__(self, path):\n        self.path = path\n" * 3
 
@@ -83,11 +85,11 @@ class Deployment:
 
 @contextlib.contextmanager
 def nginx(deployment: Deployment) -> Iterator[None]:
-    command = ["nginx", "-p", str(deployment.folder), "-c", str(deployment.configuration())]
-    try:
-        tested = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
-    except FileNotFoundError:
+    program = shutil.which("nginx", path=f"{os.environ['PATH']}{os.pathsep}/usr/sbin")
+    if program is None:
         pytest.fail(f"nginx is missing; say: {INSTALL}")
+    command = [program, "-p", str(deployment.folder), "-c", str(deployment.configuration())]
+    tested = subprocess.run([*command, "-t"], capture_output=True, text=True, check=False)
     assert tested.returncode == 0, tested.stderr
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
     try:

@@ -15,7 +15,7 @@ import pytest
 from pilotfish_cloud.cli import main
 from pilotfish_cloud.keyring import create_key
 from pilotfish_cloud.shared_state.redis_state import RedisState
-from pilotfish_core.errors import LocalError, Overloaded, Unauthenticated
+from pilotfish_core.errors import LocalError, Unauthenticated
 from tests.cloud.shared_state.contract import until
 from tests.cloud.shared_state.redis_server import RedisServer, redis_server
 from tests.e2e.conftest import TARGET, Verifier, connected, serving
@@ -37,15 +37,45 @@ async def replicas(redis: RedisServer, folder: Path, **options: Any) -> AsyncIte
     keys = folder / "keys.json"
     if not keys.exists():
         create_key(keys, "unused")
-    fields: dict[str, Any] = {"redis_url": redis.url, "keys_file": keys, "tenants_file": tenants} | options
+    fields: dict[str, Any] = {
+        "redis_url": redis.url,
+        "keys_file": keys,
+        "tenants_file": tenants,
+        "max_unacknowledged": 16,
+    }
     # A deadline that a busy machine meets; what it comes to when it is not met is another test's.
-    fields = {"redis_timeout_ms": 10_000.0} | fields
+    fields |= {"redis_timeout_ms": 10_000.0} | options
     async with serving(**fields, replica_name="one") as one, serving(**fields, replica_name="two") as two:
         yield one, two
 
 
+@contextlib.asynccontextmanager
+async def held(verifier: Verifier, key: str) -> AsyncIterator[None]:
+    """A generation whose device acknowledges nothing: it is there until its call is cancelled."""
+    began = asyncio.Event()
+    frames = [opening(verifier, max_tokens=400)]
+    calling = asyncio.create_task(call(verifier, frames, stay=asyncio.Event(), began=began, metadata=shown(key)))
+    await began.wait()
+    try:
+        yield
+    finally:
+        calling.cancel()
+        await asyncio.wait([calling])
+
+
+def shown(key: str) -> tuple[tuple[str, str], ...]:
+    return (("authorization", f"Bearer {key}"),)
+
+
+async def outcome(verifier: Verifier, key: str, **changes: Any) -> tuple[str, str]:
+    """Of a short generation: its status and the message."""
+    frames = [opening(verifier, **{"name": 2, "max_tokens": 2} | changes)]
+    said = await call(verifier, frames, stay=asyncio.Event(), metadata=shown(key))
+    return said.code.name, said.details
+
+
 async def answer(verifier: Verifier, key: str | None = None, **params: Any) -> Any:
-    async with connected(verifier, api_key=key, max_reconnects=0) as client:
+    async with connected(verifier, api_key=key) as client:
         fields: dict[str, Any] = {"max_tokens": 4, "temperature": 0, "ignore_eos": True} | params
         return await (await client.generate("def f(", **fields)).result()
 
@@ -57,20 +87,14 @@ async def readiness(verifier: Verifier) -> dict[str, Any]:
 
 async def test_one_generation_on_two_replicas(redis: RedisServer, tmp_path: Path) -> None:
     key = create_key(tmp_path / "keys.json", "small")
-    metadata = (("authorization", f"Bearer {key}"),)
     async with replicas(redis, tmp_path) as (one, two):
-        began, stay = asyncio.Event(), asyncio.Event()
-        frames = [opening(one, max_tokens=60)]
-        first = asyncio.create_task(call(one, frames, stay=stay, began=began, metadata=metadata))
-        await began.wait()
-        refused = await call(two, [opening(two, name=2)], stay=stay, metadata=metadata)
-        assert "1 generations of this key's owner" in refused.details
-        moved = await call(two, [opening(two, attempt=2, max_tokens=1)], stay=stay, metadata=metadata)
-        assert len(moved.frames) > 0  # the same generation: its place went with it
-        await first
+        async with held(one, key):
+            code, details = await outcome(two, key)
+            assert (code, "1 generations of this key's owner" in details) == ("RESOURCE_EXHAUSTED", True)
+            assert await outcome(two, key, name=1, attempt=2) == ("OK", "")  # the same one: its place goes with it
 
         async def free() -> bool:
-            return (await call(one, [opening(one, name=3)], stay=stay, metadata=metadata)).code.name == "OK"
+            return (await outcome(one, key))[0] == "OK"
 
         await until(free)
 
@@ -102,7 +126,9 @@ async def test_a_key_that_is_revoked_for_all(redis: RedisServer, tmp_path: Path)
         assert await refused()
 
 
-async def test_usage_and_the_operators_page(redis: RedisServer, tmp_path: Path) -> None:
+async def test_usage_and_the_operators_page(
+    redis: RedisServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     key = create_key(tmp_path / "keys.json", "acme")
     days = {datetime.datetime.now(datetime.UTC).date().isoformat()}
     async with replicas(redis, tmp_path) as (one, two), httpx.AsyncClient() as http:
@@ -125,6 +151,12 @@ async def test_usage_and_the_operators_page(redis: RedisServer, tmp_path: Path) 
     assert total == {"generations": 3, "prompt_tokens": prompt}
     assert sum(day.get("committed_tokens", 0) for day in counted) == 15
     assert sum(day.get("verified_rows", 0) for day in counted) >= 12
+    capsys.readouterr()
+    for form in ([], ["--json"]):
+        for day in sorted(days):
+            assert await asyncio.to_thread(main, ["usage", "--redis-url", redis.url, "--day", day, *form]) == 0
+        assert "acme" in capsys.readouterr().out
+    assert await asyncio.to_thread(main, ["usage", "--redis-url", redis.url, "--day", "today"]) == 1
 
 
 async def test_redis_goes_and_comes_back(redis: RedisServer, tmp_path: Path) -> None:
@@ -138,9 +170,9 @@ async def test_redis_goes_and_comes_back(redis: RedisServer, tmp_path: Path) -> 
             return (await readiness(one))["shared_state"].startswith("out of reach")
 
         await until(alone)
-        await asyncio.gather(answer(one, key), answer(two, key))  # a share of each, which is one
-        with pytest.raises(Overloaded):
-            await asyncio.gather(*(answer(one, key, max_tokens=60) for _ in range(2)))
+        async with held(one, key):  # its share of one is one
+            assert (await outcome(one, key))[0] == "RESOURCE_EXHAUSTED"
+            assert await outcome(two, key) == ("OK", "")
         redis.start()
 
         async def together() -> bool:

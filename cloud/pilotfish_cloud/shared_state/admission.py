@@ -79,6 +79,9 @@ class SharedAdmission(MemoryAdmission):
             return None
         known = self._known(tenant, settings)
         held = Held(generation.hex(), f"{self._replica}/{attempt}", rows)
+        running = known.places.get(held.place)
+        if running is not None and running.held.owner == held.owner:
+            return None  # the same attempt once more, which the gateway refuses: nothing is taken, nothing given back
         known.released = [free for free in known.released if free[:2] != held[:2]]
         released, level = tuple(known.released), self._level(known)
         try:

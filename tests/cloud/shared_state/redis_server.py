@@ -15,7 +15,7 @@ import pytest
 import redis
 
 PATIENCE_S = 30.0
-INSTALL = "apt-get install -y redis-server"
+INSTALL = "make servers"
 
 
 def free_port() -> int:

@@ -136,6 +136,19 @@ async def test_a_generation_that_moves_keeps_its_place() -> None:
         await three.begin(TWO)
 
 
+async def test_an_attempt_that_comes_twice_gives_nothing_back() -> None:
+    settings = TenantSettings(max_generations=1, rows_per_s=0.001, burst_s=100_000.0)  # 100 rows
+    async with replicas() as (state, _, (one, _, _)):
+        await one.begin(settings, rows=60, generation=b"g")
+        for _ in range(3):
+            one.admission.withdraw(await one.admission.ask("a", settings, generation=b"g", attempt=1, rows=60))
+        await one.reported()
+        limits = Limits(max_generations=1, rows_per_s=0.001, capacity=100)
+        taken = await state.take("a", limits, Held("x", "r9/1", 0))
+        assert taken.refused == "places"
+        assert taken.level == pytest.approx(40.0, abs=0.5)
+
+
 async def test_what_is_refused_here_is_free_elsewhere() -> None:
     async with replicas() as (_, _, (one, two, _)):
         settings = TenantSettings(max_generations=1, rows_per_s=1.0, burst_s=100.0)
