@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 SHIPPED = ROOT / "deploy" / "nginx" / "pilotfish.conf"
 INSTALL = "make servers"
 PATIENCE_S = 60.0
-PROMPT = "import os\n\n\nclass Reader:\n    def __init__(self, path):\n        self.path = path\n" * 3
+PROMPT = "import os\n\n\nclass Reader:\n    def __init__(self, path):\n        self.path = path\n" * 20
 
 
 class Deployment:
@@ -129,7 +129,7 @@ async def test_one_prompt_meets_one_replica_and_goes_on_at_the_other(tmp_path: P
         after = await deployment.opened()
         assert sorted(b - a for a, b in zip(before, after, strict=True)) == [0, 6]
         cached = sum(result.metrics.cached_tokens for result in results[1:])
-        assert cached >= 0.9 * 5 * (results[0].metrics.prompt_tokens - 16)
+        assert cached >= 0.9 * 5 * results[0].metrics.prompt_tokens
         assert len({result.token_ids for result in results}) == 1
 
         params["max_tokens"] = 300
