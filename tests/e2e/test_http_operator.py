@@ -13,8 +13,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.metrics import ServerMetrics
-from pilotfish_cloud.shared_state.link import StateLink
 from pilotfish_cloud.principal import ANYONE, Principal
+from pilotfish_cloud.shared_state.link import StateLink
 from pilotfish_core.errors import EngineFailure, Unauthenticated, UnknownModel
 from pilotfish_core.messages import Open
 from pilotfish_core.parameters import SamplingParams
