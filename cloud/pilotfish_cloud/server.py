@@ -113,7 +113,6 @@ class VerifierServer:
             resume=ResumePolicy(config.resume),
             routing=self.authenticate.routing(),
         )
-        await self.link.start(required=config.redis_required)
         link = self.link
         self.authenticate.revoked_elsewhere = lambda key_id: key_id in link.revoked
         self.service = VerifierService(self.gateway, self.authenticate, pad_frames=config.pad_frames)
@@ -127,6 +126,11 @@ class VerifierServer:
                 f"cannot listen on {_address(config.host, config.port)} (--port): it is taken or not ours",
                 private=str(error),
             ) from None
+        try:
+            await link.start(required=config.redis_required)
+        except LocalError:
+            http_socket.close()
+            raise
         pb_grpc.add_VerifierServicer_to_server(self.service, self._grpc)
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
