@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTOENV := $(VENV)/proto
 PROTO := protos/pilotfish_core/proto/v1/verifier.proto
 
-.PHONY: demo check test lint types proto clean
+.PHONY: demo check test servers lint types proto clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
@@ -23,8 +23,17 @@ demo: $(STAMP)
 check: $(STAMP) lint types
 	$(BIN)/python -m pytest -q -m 'not slow'
 
-test: $(STAMP) $(PROTOENV)/bin/python
+test: $(STAMP) $(PROTOENV)/bin/python servers
 	$(BIN)/python -m pytest -q
+
+# What the tests of several replicas run for real. Nothing is started but by the tests, on ports of their own.
+SERVERS := redis-server nginx
+servers:
+	@missing=; for name in $(SERVERS); do PATH="$$PATH:/usr/sbin" command -v $$name >/dev/null || missing="$$missing $$name"; done; \
+	test -z "$$missing" && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null; \
+	else echo "the tests of several replicas need:$$missing. Debian: sudo apt-get install -y$$missing"; exit 1; fi
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

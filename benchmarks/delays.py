@@ -83,7 +83,7 @@ class _TimedTransport(Transport):
         super().__init__(parse_addresses(address))
         self.came: list[float] = []
 
-    def open(self, number: int, timeout_s: float | None = None) -> DeviceStream:
+    def open(self, number: int, timeout_s: float | None = None, route: str = "") -> DeviceStream:
         stream = _TimedStream(self._stub(self.addresses[0]))
         stream.came = self.came
         return stream

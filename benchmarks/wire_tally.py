@@ -194,7 +194,7 @@ class TalliedTransport(Transport):
         self._proxy = proxy
         self.tally = Tally()
 
-    def open(self, number: int, timeout_s: float | None = None) -> DeviceStream:
+    def open(self, number: int, timeout_s: float | None = None, route: str = "") -> DeviceStream:
         """A new stream that counts."""
         return _TalliedStream(self._stub(self.addresses[number % len(self.addresses)]), self.tally, self._proxy)
 

@@ -22,6 +22,7 @@ from typing import Final
 from pilotfish_cloud.files import read_private
 from pilotfish_cloud.keyring import Keyring
 from pilotfish_cloud.principal import Principal
+from pilotfish_cloud.routing import Routing
 from pilotfish_cloud.tables import read_table, unknown
 from pilotfish_core.admission import ResumePolicy, TenantSettings
 from pilotfish_core.errors import FileFormatError, InvalidParameter, PilotfishError, Unauthenticated
@@ -136,6 +137,7 @@ class Authenticator:
         self._clock = clock
         self._keyring, self._tenants = self._load()
         self.refused = 0  # calls without a valid key
+        self.revoked_elsewhere: Callable[[str], bool] = lambda _: False  # by a key's id: what replicas share says so
 
     @property
     def needs_keys(self) -> bool:
@@ -147,7 +149,10 @@ class Authenticator:
         tenant = ""
         if self._keyring is not None:
             try:
-                tenant = self._keyring.tenant_of(_key_in(header), self._clock())
+                key = _key_in(header)
+                tenant = self._keyring.tenant_of(key, self._clock())
+                if self.revoked_elsewhere(key.split("_", 2)[1]):
+                    raise Unauthenticated(f"the API key {key.split('_', 2)[1]} is revoked")
             except Unauthenticated:
                 self.refused += 1
                 raise
@@ -160,6 +165,10 @@ class Authenticator:
     def tickets(self, *, every: int) -> Tickets:
         """Resume tickets under the server's secret."""
         return Tickets(self._secret.derive("tickets"), every=every)
+
+    def routing(self) -> Routing:
+        """Route keys under the server's secret."""
+        return Routing(self._secret.derive("routes"))
 
     def reload(self) -> bool:
         """Read the files again. Returns whether they could be used; if not, what was in force stays so."""

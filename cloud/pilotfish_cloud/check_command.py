@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from pilotfish_cloud.config import ServerConfig
 from pilotfish_cloud.options import Layered, options_of
 from pilotfish_cloud.preflight import problems
+from pilotfish_cloud.shared_state.opening import where_of
 from pilotfish_core.errors import PilotfishError
 
 
@@ -41,6 +42,8 @@ def _shown(key: str, value: Any) -> Any:
     """As JSON. Secrets stand in files of their own, whose names tell nothing; a URL may carry a password."""
     if isinstance(value, Path):
         return str(value)
+    if key == "redis_url" and value is not None:
+        return where_of(value)
     if key == "otlp_endpoint" and value is not None:
         parts = urlsplit(value)
         return parts._replace(netloc=f"***@{parts.hostname}").geturl() if "@" in parts.netloc else value

@@ -15,6 +15,7 @@ from pilotfish_cloud.config import ServerConfig
 from pilotfish_cloud.keys_command import add_keys_parser, run_keys
 from pilotfish_cloud.options import PREFIX, Layered, add_flags, options_of
 from pilotfish_cloud.serve_command import end_with_stdin, run_serve
+from pilotfish_cloud.usage_command import add_usage_parser, run_usage
 from pilotfish_core.errors import PilotfishError
 
 
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "keys":
         return run_keys(arguments)
+    if arguments.command == "usage":
+        return run_usage(arguments)
     config, origins = _configuration(arguments)
     logs.set_up(config.log_level, config.log_format)
     if arguments.command == "check":
@@ -70,4 +73,5 @@ def _parser() -> argparse.ArgumentParser:
         add_flags(command, options_of(ServerConfig))
     serve.add_argument("--until-stdin-closes", action="store_true", help=argparse.SUPPRESS)
     add_keys_parser(commands)
+    add_usage_parser(commands)
     return parser

@@ -84,6 +84,22 @@ class ServerConfig:
     )
     insecure: bool = option(False, "allow a bind beyond loopback without keys and TLS")
     pad_frames: bool = option(False, "pad frames to size classes, because sizes leak text")
+    # -- several replicas
+    redis_url: str | None = option(
+        None, "Redis that all replicas share: redis://, rediss:// (TLS) or unix:// (default: none)", metavar="URL"
+    )
+    redis_password_file: Path | None = option(None, "its password", metavar="FILE")
+    redis_ca: Path | None = option(None, "the authorities of its certificate, PEM", metavar="FILE")
+    redis_required: bool = option(False, "do not begin without it; else a replica goes on alone")
+    redis_timeout_ms: float = option(
+        50.0,
+        "the longest that a generation waits for it, milliseconds",
+        key="redis_timeout",
+        metavar="MS",
+        low=1,
+        high=10_000,
+    )
+    replica_name: str | None = option(None, "this replica's name (default: the host's and some digits)", metavar="NAME")
     # -- life
     shutdown_timeout_s: float = option(
         30.0, "seconds to finish in after SIGTERM", key="shutdown_timeout", metavar="SECONDS", low=0, high=86_400
@@ -108,6 +124,12 @@ class ServerConfig:
             raise InvalidParameter.of("--http-port", self.http_port, "another one than --port")
         if self.max_model_len is not None and self.max_model_len < 2:
             raise InvalidParameter.of("--max-model-len", self.max_model_len, "at least 2: a prompt token and an answer")
+        if self.redis_url is None and (self.redis_password_file or self.redis_ca or self.redis_required):
+            raise InvalidParameter("--redis-password-file, --redis-ca and --redis-required need --redis-url")
+        if self.replica_name is not None and not (
+            self.replica_name.isprintable() and 0 < len(self.replica_name) <= 100
+        ):
+            raise InvalidParameter.of("--replica-name", self.replica_name, "up to 100 printable characters")
         self._check_security()
 
     def _check_security(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final, NoReturn
 import grpc
 
 from pilotfish_cloud.logs import REQUEST_ID_METADATA, name_request, request_id
+from pilotfish_cloud.routing import ROUTE_METADATA
 from pilotfish_core.errors import INTERNAL_STATUS, STATUS_BY_KIND, PilotfishError
 
 log = logging.getLogger("pilotfish_cloud")
@@ -39,6 +40,8 @@ async def abort(context: Context, error: Exception) -> NoReturn:
         metadata.append((REQUEST_ID_METADATA, request_id.get()))
     if error.retry_after_s is not None:
         metadata.append((RETRY_METADATA, str(int(error.retry_after_s * 1000))))
+    if error.route is not None:
+        metadata.append((ROUTE_METADATA, error.route))
     await context.abort(grpc.StatusCode[status], message_of(error), tuple(metadata))
     raise AssertionError("context.abort always raises")
 

@@ -3,7 +3,8 @@
 Lives on one event loop; only ``listen`` is called from elsewhere, by the engine's thread. A door opens a stream, takes
 its events until the last one, and closes it whatever happens::
 
-    stream = gateway.open(opening, principal)
+    claim = await gateway.ask(opening, principal)
+    stream = gateway.open(opening, principal, claim=claim)
     try:
         async for event in stream: ...
     finally:
@@ -22,12 +23,14 @@ from pilotfish_cloud.engine.interface import CommitEvent, Engine, EngineEvent, O
 from pilotfish_cloud.logs import request_id
 from pilotfish_cloud.observer import StreamObserver
 from pilotfish_cloud.principal import Principal
+from pilotfish_cloud.routing import Routing
 from pilotfish_cloud.stream import Stream
-from pilotfish_core.admission import Admission, MemoryAdmission, ResumePolicy
+from pilotfish_core.admission import Admission, Claim, MemoryAdmission, ResumePolicy
 from pilotfish_core.errors import (
     Cancelled,
     DeadlineExceeded,
     FingerprintMismatch,
+    Overloaded,
     ResumeRefused,
     TokenizerMismatch,
     Unavailable,
@@ -59,6 +62,7 @@ class Gateway:
         tracing: Tracing | None = None,
         tickets: Tickets | None = None,
         resume: ResumePolicy = ResumePolicy.TRUST,
+        routing: Routing | None = None,
     ) -> None:
         """``resume``: of tenants that have no policy of their own; ``tickets`` for those resumed by them."""
         self.engine = engine
@@ -70,6 +74,7 @@ class Gateway:
         self._tracing = tracing
         self._tickets = tickets
         self._resume = resume
+        self._routing = routing
         self._max_backlog_bytes = max_backlog_bytes
         self._loop = asyncio.get_running_loop()
         self._keys = (str(number) for number in itertools.count(1))
@@ -144,7 +149,8 @@ class Gateway:
         for waiter in waiting:
             waiter.cancel()
         for stream in self._streams.values():
-            stream.fail(Unavailable("this replica is shutting down; resume elsewhere", retry_after_s=0.0))
+            error = Unavailable("this replica is shutting down; resume elsewhere", retry_after_s=0.0)
+            stream.fail(self._elsewhere(error, stream.opening, stream.principal))
 
     def hurry(self) -> None:
         """End a drain now."""
@@ -159,16 +165,32 @@ class Gateway:
         ids = self.prompts.find(principal.tenant, opening.prefix)
         return None if ids is None else dataclasses.replace(opening, prompt=(*ids, *opening.prompt), prefix=None)
 
+    async def ask(self, opening: Open, principal: Principal, *, door: str = "grpc") -> Claim | None:
+        """Before ``open``: what several replicas limit together. Raises Overloaded."""
+        try:
+            return await self.admission.ask(
+                principal.tenant,
+                principal.settings,
+                generation=opening.generation_id,
+                attempt=opening.attempt,
+                rows=len(opening.prompt) + len(opening.output),
+            )
+        except Exception as error:
+            self.observer.refused(door, principal, error)
+            raise
+
     def open(
         self,
         opening: Open,
         principal: Principal,
         *,
+        claim: Claim | None = None,
         deadline: float | None = None,
         metadata: Mapping[str, str] | None = None,
         door: str = "grpc",
     ) -> Stream:
-        """Begin, or go on with, a generation. To be closed. ``door``: the name of the way in, for the observer.
+        """Begin, or go on with, a generation. To be closed. ``claim``: what ``ask`` gave. ``door``: the name of the way
+        in, for the observer.
 
         ``deadline``: on the event loop's clock. ``metadata`` or headers of the call, for the caller's trace.
 
@@ -177,8 +199,10 @@ class Gateway:
         Cancelled for an attempt that is not newer than the one that runs.
         """
         try:
-            stream = self._admit(opening, principal, deadline, door)
+            stream = self._admit(opening, principal, deadline, door, claim)
         except Exception as error:
+            self.admission.withdraw(claim)
+            self._elsewhere(error, opening, principal)
             self.observer.refused(door, principal, error)
             raise
         if deadline is not None:
@@ -225,6 +249,16 @@ class Gateway:
             self._idle.set()
         self.observer.closed(stream)
 
+    def routes(self, opening: Open, principal: Principal) -> tuple[str, ...]:
+        """Of the opening's whole prompt."""
+        return () if self._routing is None else self._routing.of(principal.tenant, opening.prompt)
+
+    def _elsewhere(self, error: Exception, opening: Open, principal: Principal) -> Exception:
+        """The error, and where to try again if that may help: all who share a prompt are sent the same way."""
+        if isinstance(error, (Overloaded, Unavailable)) and error.route is None:
+            error.route = next(iter(self.routes(opening, principal)[1:]), None)
+        return error
+
     def check_open(self) -> None:
         """Raises Unavailable while new generations are refused."""
         if self._draining:
@@ -237,7 +271,9 @@ class Gateway:
                 f"this verifier does not serve model {model[:100]!r}; it serves {self.served_model_name!r}"
             )
 
-    def _admit(self, opening: Open, principal: Principal, deadline: float | None, door: str) -> Stream:
+    def _admit(
+        self, opening: Open, principal: Principal, deadline: float | None, door: str, claim: Claim | None
+    ) -> Stream:
         """A stream with a place of its own, in the place of an older attempt if there is one."""
         self.check_open()
         stream = Stream(
@@ -261,6 +297,7 @@ class Gateway:
                 output=max(min(opening.params.max_tokens, self.engine.info.max_model_len) - len(opening.output), 1),
                 now=self._loop.time(),
                 deadline=deadline,
+                claim=claim,
             )
         except BaseException:
             self._generations.pop(_name(stream), None)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import datetime
 import json
+import os
 import re
 import sys
 from pathlib import Path
 from typing import Any, Final
 
 from pilotfish_cloud.keyring import Keyring, create_key, revoke_key
-from pilotfish_core.errors import InvalidParameter
+from pilotfish_cloud.shared_state.interface import SharedState, StateTroubleError
+from pilotfish_cloud.shared_state.opening import open_redis
+from pilotfish_core.errors import InvalidParameter, LocalError
 
 _SPAN: Final = re.compile(r"([0-9]{1,5})([dhm])")
 _UNITS: Final = {"d": "days", "h": "hours", "m": "minutes"}
@@ -26,6 +30,14 @@ def add_keys_parser(commands: Any) -> None:
     create.add_argument("--expires", metavar="WHEN", help="after that long (90d, 12h, 30m), or an ISO date or time")
     revoke = actions.add_parser("revoke", help="make a key worthless")
     revoke.add_argument("id", metavar="ID", help="the key's id, the part after pf_")
+    revoke.add_argument(
+        "--redis-url",
+        default=os.environ.get("PILOTFISH_REDIS_URL"),
+        metavar="URL",
+        help="tell all replicas now, over the Redis that they share (or PILOTFISH_REDIS_URL)",
+    )
+    revoke.add_argument("--redis-password-file", type=Path, metavar="FILE", help="its password")
+    revoke.add_argument("--redis-ca", type=Path, metavar="FILE", help="the authorities of its certificate, PEM")
     for action in (create, actions.add_parser("list", help="all keys, without their secrets"), revoke):
         action.add_argument("--file", required=True, type=Path, metavar="FILE", help="the keys file")
         action.add_argument("--json", action="store_true", help="print JSON")
@@ -44,10 +56,25 @@ def run_keys(arguments: argparse.Namespace) -> int:
             )
     elif arguments.action == "revoke":
         revoke_key(arguments.file, arguments.id)
+        if arguments.redis_url:
+            state = open_redis(arguments.redis_url, arguments.redis_password_file, arguments.redis_ca)
+            asyncio.run(_tell(state, arguments.id))
         print(json.dumps({"id": arguments.id, "state": "revoked"}) if arguments.json else f"revoked {arguments.id}")
     else:
         _list(Keyring.load(arguments.file), arguments.json)
     return 0
+
+
+async def _tell(state: SharedState, key_id: str) -> None:
+    try:
+        await state.revoke(key_id)
+    except StateTroubleError as error:
+        raise LocalError(
+            f"the file says so, but the replicas could not be told: {error}; say it again, or send each SIGHUP",
+            private=error.private,
+        ) from None
+    finally:
+        await state.close()
 
 
 def _list(keyring: Keyring, as_json: bool) -> None:

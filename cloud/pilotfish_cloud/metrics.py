@@ -19,6 +19,8 @@ from pilotfish_cloud.engine_metrics import EngineCollector
 from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.observer import StreamObserver
 from pilotfish_cloud.principal import Principal
+from pilotfish_cloud.shared_state.collector import StateCollector
+from pilotfish_cloud.shared_state.link import StateLink
 from pilotfish_cloud.stream import Stream
 from pilotfish_core.errors import PilotfishError
 
@@ -35,9 +37,11 @@ class ServerMetrics:
     names to whoever can read them.
     """
 
-    def __init__(self, gateway: Gateway, *, tenant_labels: bool = False) -> None:
+    def __init__(self, gateway: Gateway, *, tenant_labels: bool = False, link: StateLink | None = None) -> None:
         self.registry: CollectorRegistry = _Registry()
         self.registry.register(EngineCollector(gateway))
+        if link is not None:
+            self.registry.register(StateCollector(link))
         ProcessCollector(registry=self.registry)
         self.generations = GenerationMetrics(self.registry, tenant_labels=tenant_labels)
         gateway.observer = self.generations

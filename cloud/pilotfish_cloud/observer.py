@@ -28,3 +28,35 @@ class StreamObserver:
 
     def closed(self, stream: Stream) -> None:
         """The door is done with it; where it had neither finished nor failed, the caller is gone."""
+
+
+class Observers(StreamObserver):
+    """Several of them, in order."""
+
+    def __init__(self, *observers: StreamObserver) -> None:
+        self._observers = observers
+
+    def refused(self, door: str, principal: Principal, error: Exception) -> None:
+        """See ``StreamObserver``."""
+        for observer in self._observers:
+            observer.refused(door, principal, error)
+
+    def opened(self, stream: Stream) -> None:
+        """See ``StreamObserver``."""
+        for observer in self._observers:
+            observer.opened(stream)
+
+    def event(self, stream: Stream, event: EngineEvent) -> None:
+        """See ``StreamObserver``."""
+        for observer in self._observers:
+            observer.event(stream, event)
+
+    def failed(self, stream: Stream, error: Exception) -> None:
+        """See ``StreamObserver``."""
+        for observer in self._observers:
+            observer.failed(stream, error)
+
+    def closed(self, stream: Stream) -> None:
+        """See ``StreamObserver``."""
+        for observer in self._observers:
+            observer.closed(stream)

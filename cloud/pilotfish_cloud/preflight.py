@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from pilotfish_cloud.config import ServerConfig
 from pilotfish_cloud.engine.model_source import is_model_id
+from pilotfish_cloud.shared_state.opening import check_state
 from pilotfish_core.errors import MissingExtra, ModelLoadError, PilotfishError
 from pilotfish_core.tokenizer import Tokenizer
 
@@ -44,6 +45,7 @@ def check_parts(config: ServerConfig) -> None:
     check_ports(config)
     authenticator_of(config)
     certificates_of(config)
+    check_state(config)
     if config.otlp_endpoint is not None:
         from pilotfish_cloud.tracing import check_tracing
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 import signal
+import socket
 from collections.abc import Callable
 from typing import Final
 
@@ -20,7 +22,11 @@ from pilotfish_cloud.engine.interface import Engine, EngineInfo
 from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.http.app import create_app
 from pilotfish_cloud.metrics import ServerMetrics
+from pilotfish_cloud.observer import Observers
 from pilotfish_cloud.service import VerifierService
+from pilotfish_cloud.shared_state.admission import SharedAdmission
+from pilotfish_cloud.shared_state.link import StateLink
+from pilotfish_cloud.shared_state.opening import open_state
 from pilotfish_cloud.tls import Certificates
 from pilotfish_cloud.tracing import Tracing
 from pilotfish_core.admission import MemoryAdmission, ResumePolicy, ServerLimits
@@ -67,6 +73,7 @@ class VerifierServer:
         self._failure = ""
         self.gateway: Gateway | None = None
         self.service: VerifierService | None = None
+        self.replica = config.replica_name or f"{socket.gethostname()[:80]}-{secrets.token_hex(3)}"
         self.port = 0
         self.http_port = 0
 
@@ -76,24 +83,29 @@ class VerifierServer:
         return self._engine.info
 
     async def start(self) -> None:
-        """Bind both ports and begin. Raises AddressInUse."""
+        """Bind both ports and begin. Raises AddressInUse, and LocalError without a Redis that is required."""
         config = self._config
+        limits = ServerLimits(
+            max_generations=config.max_generations, max_tokens=config.max_total_tokens, slots=config.max_num_seqs
+        )
+        self.link = StateLink(open_state(config), self.replica, self._line)
+        if config.redis_url is not None:
+            self.link.admission = SharedAdmission(
+                limits, self.link, replica=self.replica, clock=asyncio.get_running_loop().time
+            )
         self.gateway = Gateway(
             self._engine,
             self._tokenizer,
             served_model_name=config.served_model_name,
             max_unacknowledged=config.max_unacknowledged,
-            admission=MemoryAdmission(
-                ServerLimits(
-                    max_generations=config.max_generations,
-                    max_tokens=config.max_total_tokens,
-                    slots=config.max_num_seqs,
-                )
-            ),
+            admission=self.link.admission or MemoryAdmission(limits),
             tracing=self._tracing,
             tickets=self.authenticate.tickets(every=TICKET_EVERY if self.info.deterministic else 1),
             resume=ResumePolicy(config.resume),
+            routing=self.authenticate.routing(),
         )
+        link = self.link
+        self.authenticate.revoked_elsewhere = lambda key_id: key_id in link.revoked
         self.service = VerifierService(
             self.gateway, self.authenticate, pad_frames=config.pad_frames, chat_template=self._chat_template
         )
@@ -107,6 +119,11 @@ class VerifierServer:
                 f"cannot listen on {address_of(config.host, config.port)} (--port): it is taken or not ours",
                 private=str(error),
             ) from None
+        try:
+            await link.start(required=config.redis_required)
+        except LocalError:
+            http_socket.close()
+            raise
         pb_grpc.add_VerifierServicer_to_server(self.service, self._grpc)
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
@@ -122,11 +139,14 @@ class VerifierServer:
         await self._grpc.start()
         await self._set_serving(True)
         self.http_port = http_socket.getsockname()[1]
+        metrics = ServerMetrics(self.gateway, tenant_labels=config.tenant_metrics, link=link)
+        self.gateway.observer = Observers(metrics.generations, link.ledger)
         app = create_app(
             self.gateway,
             chat_template=self._chat_template,
             authenticate=self.authenticate,
-            metrics=ServerMetrics(self.gateway, tenant_labels=config.tenant_metrics),
+            metrics=metrics,
+            link=link,
             operator=config.operator,
         )
         http = uvicorn.Config(app, log_config=None, log_level="warning", lifespan="off", timeout_graceful_shutdown=5)
@@ -176,9 +196,20 @@ class VerifierServer:
         await self._grpc.stop(grace=1.0)
         self._http.should_exit = True
         await self._http_task
+        await self.link.close()
         await asyncio.to_thread(self._engine.close)
         if self._tracing is not None:
             await asyncio.to_thread(self._tracing.close)
+
+    def _line(self) -> dict[str, str | int | bool]:
+        """What this replica says of itself to the others."""
+        gateway = self.gateway
+        return {
+            "model": self._config.served_model_name,
+            "fingerprint": self.info.fingerprint,
+            "generations": 0 if gateway is None else gateway.running,
+            "draining": gateway is not None and gateway.draining,
+        }
 
     def _listen(self, address: str) -> int:
         if self.certificates is None:

@@ -104,7 +104,9 @@ class VerifierService(pb_grpc.VerifierServicer):
             await asyncio.wait([call.opened], timeout=OPEN_TIMEOUT_S)
             if not call.opened.done():
                 raise DeadlineExceeded(f"no open within {OPEN_TIMEOUT_S:.0f} s")
-            stream = gateway.open(call.opened.result(), principal, deadline=deadline, metadata=metadata)
+            opening = call.opened.result()
+            claim = await gateway.ask(opening, principal)
+            stream = gateway.open(opening, principal, claim=claim, deadline=deadline, metadata=metadata)
         except BaseException:
             call.opened.cancel()
             call.admitted.cancel()
@@ -203,9 +205,9 @@ class VerifierService(pb_grpc.VerifierServicer):
                 case Ping():
                     await context.write(writer.pong(event))
                 case OpenedEvent(_, cached_tokens):
-                    await context.write(writer.opened(self._opened(cached_tokens, stream.other_fingerprint)))
+                    await context.write(writer.opened(self._opened(cached_tokens, stream)))
 
-    def _opened(self, cached_tokens: int, other_fingerprint: bool) -> Opened:
+    def _opened(self, cached_tokens: int, stream: Stream) -> Opened:
         info = self._gateway.engine.info
         return Opened(
             model=self._gateway.served_model_name,
@@ -214,8 +216,9 @@ class VerifierService(pb_grpc.VerifierServicer):
             max_draft_tokens=info.max_draft_tokens,
             max_unacknowledged=self._gateway.max_unacknowledged,
             cached_tokens=cached_tokens,
-            other_fingerprint=other_fingerprint,
+            other_fingerprint=stream.other_fingerprint,
             cloud_draft=info.cloud_draft,
+            routes=self._gateway.routes(stream.opening, stream.principal),
         )
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:

@@ -45,13 +45,14 @@ class Attempt:
         *,
         padded: bool = False,
         timeout_s: float | None = None,
+        route: str = "",
     ) -> None:
         self.writer = DeviceFrameWriter(padded=padded)
         self.reader = CloudFrameReader()
         self.fingerprint = ""
         self.opening = message
         frame = self._frame(message)
-        self.stream: DeviceStream = transport.open(number, timeout_s)
+        self.stream: DeviceStream = transport.open(number, timeout_s, route)
         self.stream.send(frame)
         self.task = asyncio.get_running_loop().create_task(self._listen(post))
 

@@ -21,6 +21,7 @@ from pilotfish.generation import Generation
 from pilotfish.local_driver import LocalDriver
 from pilotfish.preparation import Preparation
 from pilotfish.result import Piece, Result
+from pilotfish.routes import Routes
 from pilotfish.served_model import ServedModel, served_model
 from pilotfish.stream import AsyncStream, Deadline
 from pilotfish.transport import Transport, parse_addresses
@@ -115,6 +116,7 @@ class AsyncClient:
         self._hint = hint or Hint()
         self._memory = PolicyMemory()
         self._prompts = SentPrompts()
+        self._routes = Routes()
         self._allow_other_fingerprint = allow_other_fingerprint
         self._executor = DraftThread()
         self._prepared = Preparation(draft, tokenizer, model, self._executor)
@@ -267,6 +269,7 @@ class AsyncClient:
                 memory=self._memory,
                 hint=self._hint,
                 prompts=self._prompts,
+                routes=self._routes,
                 padded=self._padded,
                 deadline=None if deadline is None else deadline.at,
             )

@@ -21,6 +21,7 @@ from pilotfish.drafting import DraftDone, DraftWorker
 from pilotfish.figures import Figures
 from pilotfish.generation import Generation
 from pilotfish.result import Piece, Result
+from pilotfish.routes import Routes
 from pilotfish.transport import Transport, check_version
 from pilotfish_core.device_actions import (
     Action,
@@ -89,14 +90,19 @@ class GenerationDriver:
         memory: PolicyMemory | None = None,
         hint: Hint | None = None,
         prompts: SentPrompts | None = None,
+        routes: Routes | None = None,
         padded: bool = False,
         deadline: float | None = None,
     ) -> None:
-        """``prompts``: what the verifier was sent before, by earlier generations too. ``deadline``: when the answer
-        must be complete, on the event loop's clock; the verifier is told.
+        """``prompts``: what the verifier was sent before, by earlier generations too; ``routes``: what it named as the
+        way to a warm replica. ``deadline``: when the answer must be complete, on the event loop's clock; the verifier
+        is told.
         """
         self.generation = generation
         self._prompts = SentPrompts() if prompts is None else prompts
+        self._routes = Routes() if routes is None else routes
+        self._failures = 0
+        self._route: str | None = None  # that the verifier named with its last error
         self.pieces: asyncio.Queue[Piece | Result | PilotfishError] = asyncio.Queue()
         self.outcome: asyncio.Future[Result | PilotfishError] = asyncio.get_running_loop().create_future()
         self._transport = transport
@@ -257,6 +263,7 @@ class GenerationDriver:
     def _opened(self, attempt: Attempt, message: Opened) -> None:
         check_version(message.protocol_version)
         self._prompts.sent(self.generation.prompt)
+        self._routes.learn(self.generation.prompt, message.routes)
         attempt.fingerprint = message.fingerprint
         self.generation.model = message.model
         self._figures.cached_tokens = message.cached_tokens
@@ -264,6 +271,8 @@ class GenerationDriver:
     def _lost(self, error: PilotfishError, now: float) -> list[Action]:
         if isinstance(error, FingerprintMismatch) and len(self._transport.addresses) > 1:
             error = Unavailable(error.message)  # another address may compute as the first one did
+        self._failures += 1
+        self._route = error.route
         return self._core.lost(error, now)
 
     # -- actions ----------------------------------------------------------------------------------------------------
@@ -327,6 +336,7 @@ class GenerationDriver:
             self._happened,
             padded=self._padded,
             timeout_s=timeout_s,
+            route=self._route or self._routes.of(generation.prompt, self._failures),
         )
 
     def _leave(self) -> None:

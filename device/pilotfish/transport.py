@@ -12,6 +12,7 @@ import grpc
 
 from pilotfish.credentials import Credentials
 from pilotfish.foreign_text import one_line
+from pilotfish.routes import ROUTE_METADATA
 from pilotfish_core.errors import (
     DeadlineExceeded,
     InvalidParameter,
@@ -21,7 +22,7 @@ from pilotfish_core.errors import (
     Unavailable,
     error_of_kind,
 )
-from pilotfish_core.messages import PROTOCOL_VERSION
+from pilotfish_core.messages import PROTOCOL_VERSION, ROUTE_KEY
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
 from pilotfish_core.wire import MAX_FRAME_BYTES
@@ -145,10 +146,15 @@ class Transport:
         self._credentials = credentials or Credentials()
         self._channels: dict[Address, grpc.aio.Channel] = {}
 
-    def open(self, number: int, timeout_s: float | None = None) -> DeviceStream:
-        """A new stream; successive numbers go round the addresses. ``timeout_s``: told to the verifier, too."""
+    def open(self, number: int, timeout_s: float | None = None, route: str = "") -> DeviceStream:
+        """A new stream; successive numbers go round the addresses. ``timeout_s``: told to the verifier, too; ``route``:
+        to what balances the load before it.
+        """
         address = self.addresses[number % len(self.addresses)]
-        return DeviceStream(self._stub(address), address, self._credentials.metadata, timeout_s)
+        metadata = self._credentials.metadata
+        if route:
+            metadata = (*metadata, (ROUTE_METADATA, route))
+        return DeviceStream(self._stub(address), address, metadata, timeout_s)
 
     async def describe(self) -> pb.DescribeResponse:
         """What the first address that answers serves, if it speaks our protocol.
@@ -241,7 +247,10 @@ def translate(error: grpc.aio.AioRpcError, address: Address | None = None) -> Pi
     message = one_line(error.details() or "") or error.code().name
     if isinstance(kind, str):
         retry_after_s = int(hint) / 1000 if isinstance(hint, str) and _HINT_MS.fullmatch(hint) else None
-        return error_of_kind(kind, message, retry_after_s=retry_after_s)
+        typed = error_of_kind(kind, message, retry_after_s=retry_after_s)
+        route = metadata.get(ROUTE_METADATA)
+        typed.route = route if isinstance(route, str) and ROUTE_KEY.fullmatch(route) else None
+        return typed
     if address is not None and error.code() is grpc.StatusCode.UNAVAILABLE:
         explained = _connection_error(error.details() or "", address)
         if explained is not None:

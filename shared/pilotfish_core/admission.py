@@ -114,14 +114,33 @@ class Reservation:
     tokens: int
     began: float
     released: bool = False
+    claim: Claim | None = None
+
+
+class Claim:
+    """What ``Admission.ask`` got for one generation. The admission's own; used once, by ``reserve`` or ``withdraw``."""
+
+    __slots__ = ()
 
 
 class Admission(abc.ABC):
     """The seam behind which limits may be shared by several replicas.
 
-    Methods are called on the event loop, for every generation, and must not wait for anything: an implementation with a
-    store elsewhere works with what it knows and talks to the store in the background.
+    Methods are called on the event loop, for every generation. Only ``ask`` may wait, and only shortly: an
+    implementation with a store elsewhere works with what it knows and talks to the store in the background.
     """
+
+    async def ask(
+        self, tenant: str, settings: TenantSettings, *, generation: bytes, attempt: int, rows: int
+    ) -> Claim | None:
+        """Ask whoever keeps the limits of all replicas, before anything else is done for a generation.
+
+        None where there is nobody to ask; then ``reserve`` decides alone. Raises Overloaded.
+        """
+        return None
+
+    def withdraw(self, claim: Claim | None) -> None:  # noqa: B027  # nothing to do is right for those who ask nobody
+        """A claim that no reservation was made with."""
 
     @abc.abstractmethod
     def reserve(
@@ -133,10 +152,12 @@ class Admission(abc.ABC):
         output: int,
         now: float,
         deadline: float | None = None,
+        claim: Claim | None = None,
     ) -> Reservation:
         """A place for a generation that has ``rows`` to prefill and may commit ``output`` tokens.
 
-        Raises Overloaded with a hint when to try again, DeadlineExceeded for one that could not even begin in time.
+        Raises Overloaded with a hint when to try again, DeadlineExceeded for one that could not even begin in time;
+        ``claim`` is the caller's to withdraw then.
         """
 
     @abc.abstractmethod
@@ -203,24 +224,18 @@ class MemoryAdmission(Admission):
         output: int,
         now: float,
         deadline: float | None = None,
+        claim: Claim | None = None,
     ) -> Reservation:
         """See ``Admission.reserve``. A generation larger than all tokens allowed takes all of them."""
         limits = self.limits
         tokens = min(rows + output, limits.max_tokens)
         known = self._tenants.get(tenant) or _Tenant()
         if settings.max_generations is not None and known.generations >= settings.max_generations:
-            raise Overloaded(
-                f"{known.generations} generations of this key's owner run or wait; at most "
-                f"{settings.max_generations} may",
-                retry_after_s=self._hint(known.generations),
-            )
+            raise self.too_many(known.generations, settings)
         self._resize(known, settings, now)
         wait = 0.0 if known.bucket is None else known.bucket.wait(rows, now)
         if wait > 0:
-            raise Overloaded(
-                f"more rows were asked for than the {settings.rows_per_s:g} a second that are allowed",
-                retry_after_s=max(wait, MIN_HINT_S),
-            )
+            raise self.too_fast(wait, settings)
         if self._generations >= limits.max_generations:
             raise Overloaded(
                 f"{self._generations} generations run or wait, no more are taken",
@@ -240,7 +255,7 @@ class MemoryAdmission(Admission):
             known.bucket.take(rows, now)
         self._generations += 1
         self._tokens += tokens
-        return Reservation(tenant, tokens, now)
+        return Reservation(tenant, tokens, now, claim=claim)
 
     def charge(self, reservation: Reservation, rows: int, now: float) -> None:
         """See ``Admission.charge``."""
@@ -264,6 +279,20 @@ class MemoryAdmission(Admission):
             self._duration += DURATION_WEIGHT * (seconds - self._duration)
         if _forgettable(known, now):
             del self._tenants[reservation.tenant]
+
+    def too_many(self, generations: int, settings: TenantSettings) -> Overloaded:
+        """The refusal of a tenant that has so many generations already."""
+        return Overloaded(
+            f"{generations} generations of this key's owner run or wait; at most {settings.max_generations} may",
+            retry_after_s=self._hint(generations),
+        )
+
+    def too_fast(self, wait_s: float, settings: TenantSettings) -> Overloaded:
+        """The refusal of a tenant whose rows are used up."""
+        return Overloaded(
+            f"more rows were asked for than the {settings.rows_per_s:g} a second that are allowed",
+            retry_after_s=max(wait_s, MIN_HINT_S),
+        )
 
     def _hint(self, places: float) -> float:
         """When one of so many may be free again, if they end at even distances."""

@@ -48,6 +48,7 @@ class PilotfishError(Exception):
         self.message = message
         self.private = private
         self.retry_after_s = retry_after_s
+        self.route: str | None = None  # the load balancer's key with which to try again
 
 
 class InvalidRequest(PilotfishError):

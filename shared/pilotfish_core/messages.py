@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Final
 
 from pilotfish_core.modes import CloudDraft, Hint, Mode, Pace
@@ -11,6 +12,8 @@ from pilotfish_core.prompts import PromptPrefix
 
 PROTOCOL_VERSION: Final = 1
 GENERATION_ID_BYTES: Final = 16
+MAX_ROUTES: Final = 8
+ROUTE_KEY: Final = re.compile("[0-9A-Za-z._~-]{1,64}")  # what a peer's route key may be: it goes into metadata
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,7 @@ class Opened:
     other_fingerprint: bool = False
     drafts: tuple[str, ...] = ()
     cloud_draft: CloudDraft = CloudDraft.NONE  # the best that the cloud itself can draft with
+    routes: tuple[str, ...] = ()  # opaque; for the next calls with this prompt
     protocol_version: int = PROTOCOL_VERSION
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from pilotfish_core.errors import InvalidParameter, ProtocolViolation
-from pilotfish_core.messages import GENERATION_ID_BYTES, PROTOCOL_VERSION, Open, Opened
+from pilotfish_core.messages import GENERATION_ID_BYTES, MAX_ROUTES, PROTOCOL_VERSION, ROUTE_KEY, Open, Opened
 from pilotfish_core.modes import Advice, CloudDraft, Hint, Mode, Pace, Pacing
 from pilotfish_core.parameters import MAX_LOGIT_BIAS, SamplingParams
 from pilotfish_core.prompts import PROMPT_BLOCK, PromptPrefix
@@ -148,6 +148,7 @@ def opened_to_wire(message: Opened) -> pb.Opened:
         cached_tokens=message.cached_tokens,
         drafts=message.drafts,
         cloud_draft=_CLOUD_DRAFTS[message.cloud_draft],
+        routes=message.routes,
     )
 
 
@@ -225,7 +226,9 @@ def open_from_wire(message: pb.Open) -> Open:
 
 
 def opened_from_wire(message: pb.Opened) -> Opened:
-    """See ``Opened``."""
+    """Raises ProtocolViolation for routes that cannot go into metadata."""
+    if len(message.routes) > MAX_ROUTES or not all(map(ROUTE_KEY.fullmatch, message.routes)):
+        raise ProtocolViolation(f"opened has {len(message.routes)} routes, or one that is no key")
     return Opened(
         protocol_version=message.protocol_version,
         model=message.model,
@@ -237,4 +240,5 @@ def opened_from_wire(message: pb.Opened) -> Opened:
         cached_tokens=message.cached_tokens,
         drafts=tuple(message.drafts),
         cloud_draft=_CLOUD_DRAFTS_BACK.get(message.cloud_draft, CloudDraft.NONE),
+        routes=tuple(message.routes),
     )

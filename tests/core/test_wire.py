@@ -34,7 +34,15 @@ def opening(**changes: Any) -> Open:
     return Open(**values | changes)
 
 
-OPENED = Opened(model="m", fingerprint="f", max_model_len=9, max_draft_tokens=8, max_unacknowledged=7, cached_tokens=6)
+OPENED = Opened(
+    model="m",
+    fingerprint="f",
+    max_model_len=9,
+    max_draft_tokens=8,
+    max_unacknowledged=7,
+    cached_tokens=6,
+    routes=("a", "b.c~d-e_f"),
+)
 
 OPEN = opening()
 

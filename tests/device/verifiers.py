@@ -97,8 +97,10 @@ class ScriptedTransport(Transport):
         super().__init__((Address("scripted", 1),) * addresses)
         self._scripts = scripts
         self.streams: list[ScriptedStream] = []
+        self.routes: list[str] = []
 
-    def open(self, number: int, timeout_s: float | None = None) -> ScriptedStream:
+    def open(self, number: int, timeout_s: float | None = None, route: str = "") -> ScriptedStream:
+        self.routes.append(route)
         self.streams.append(ScriptedStream(self._scripts[min(len(self.streams), len(self._scripts) - 1)]))
         return self.streams[-1]
 

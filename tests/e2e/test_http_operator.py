@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.metrics import ServerMetrics
 from pilotfish_cloud.principal import ANYONE, Principal
+from pilotfish_cloud.shared_state.link import StateLink
 from pilotfish_core.errors import EngineFailure, Unauthenticated, UnknownModel
 from pilotfish_core.messages import Open
 from pilotfish_core.parameters import SamplingParams
@@ -192,15 +193,15 @@ async def test_openmetrics_if_it_is_accepted(verifier: Verifier) -> None:
     assert [*openmetrics.text_string_to_metric_families(answer.text)]  # type: ignore[no-untyped-call]
 
 
-def families(gateway: Gateway) -> set[str]:
+def families(gateway: Gateway, link: StateLink) -> set[str]:
     observer = gateway.observer
-    text = ServerMetrics(gateway).exposition()[0].decode()
+    text = ServerMetrics(gateway, link=link).exposition()[0].decode()
     gateway.observer = observer
     return {family.name + "_total" * (family.type == "counter") for family in text_string_to_metric_families(text)}
 
 
 async def test_the_page_of_metrics_names_all_of_them(verifier: Verifier) -> None:
-    existing = {name for name in families(gateway_of(verifier)) if name.startswith("pilotfish_")}
+    existing = {name for name in families(gateway_of(verifier), verifier.server.link) if name.startswith("pilotfish_")}
     named = re.findall(r"^\| `(pilotfish_\w+)` \|", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     assert len(named) == len(set(named))
     assert set(named) == existing

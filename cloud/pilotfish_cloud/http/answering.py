@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 from pilotfish_cloud.engine.interface import CommitEvent, OpenedEvent
@@ -45,15 +45,17 @@ class EngineAnswering(Answering):
         """Follow all answers. What ``deliver`` has returned from counts as written, and only that is acknowledged: a
         caller who reads slowly pauses their own answers.
         """
-        with self._streams() as streams:
+        async with self._streams() as streams:
             await all_of([self._follow(choice, stream, opened, deliver) for choice, stream in streams])
 
-    @contextmanager
-    def _streams(self) -> Iterator[list[tuple[CommittedChoice, Stream]]]:
+    @asynccontextmanager
+    async def _streams(self) -> AsyncIterator[list[tuple[CommittedChoice, Stream]]]:
         streams: list[tuple[CommittedChoice, Stream]] = []
         try:
             for choice in self._answers:
-                streams.append((choice, self._gateway.open(self._opening(choice), self._principal, door=DOOR)))
+                opening = self._opening(choice)
+                claim = await self._gateway.ask(opening, self._principal, door=DOOR)
+                streams.append((choice, self._gateway.open(opening, self._principal, claim=claim, door=DOOR)))
             yield streams
         finally:
             for _, stream in streams:

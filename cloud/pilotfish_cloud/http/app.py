@@ -15,6 +15,7 @@ from pilotfish_cloud.http.door import Authenticate, GatewayDoor
 from pilotfish_cloud.logs import name_request
 from pilotfish_cloud.metrics import ServerMetrics
 from pilotfish_cloud.principal import ANYONE, Principal
+from pilotfish_cloud.shared_state.link import StateLink
 from pilotfish_openai.body import MAX_BODY_BYTES
 from pilotfish_openai.chat_template import ChatTemplate
 from pilotfish_openai.door import add_error_handlers, openai_routes
@@ -33,6 +34,7 @@ def create_app(
     chat_template: ChatTemplate | None = None,
     authenticate: Authenticate = anyone,
     metrics: ServerMetrics | None = None,
+    link: StateLink | None = None,
     operator: str = "open",
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> FastAPI:
@@ -40,7 +42,8 @@ def create_app(
 
     ``authenticate`` is given the Authorization header of each request under /v1 (None: there is none) and returns who
     calls, or raises Unauthenticated, PermissionDenied or Overloaded. ``metrics``: those of the gateway's server; made
-    here if there are none yet. ``operator``: who may see the live page, its figures and the metrics, see ServerConfig.
+    here if there are none yet. ``link``: to what replicas share. ``operator``: who may see the live page, its figures
+    and the metrics, see ServerConfig.
     """
     app = FastAPI(title="Pilotfish verifier", docs_url=None, redoc_url=None, openapi_url=None)
     metrics = metrics or ServerMetrics(gateway)
@@ -56,11 +59,17 @@ def create_app(
     async def readyz(response: Response) -> dict[str, str | int]:
         if gateway.draining:
             response.status_code = 503
-        return {"status": "draining" if gateway.draining else "ready", "generations": gateway.running}
+        answer: dict[str, str | int] = {
+            "status": "draining" if gateway.draining else "ready",
+            "generations": gateway.running,
+        }
+        if link is not None and link.admission is not None:
+            answer["shared_state"] = "in touch" if link.in_touch else "out of reach; limits are this replica's share"
+        return answer
 
     if operator != "off":
         asked = [Depends(_asking(authenticate))] if operator == "key" else []
-        app.include_router(_operator_routes(gateway, metrics), dependencies=asked)
+        app.include_router(_operator_routes(gateway, metrics, link), dependencies=asked)
     app.include_router(openai_routes(door, max_body_bytes))
     return app
 
@@ -72,7 +81,7 @@ def _asking(authenticate: Authenticate) -> Callable[[Request], Awaitable[None]]:
     return asked
 
 
-def _operator_routes(gateway: Gateway, metrics: ServerMetrics) -> APIRouter:
+def _operator_routes(gateway: Gateway, metrics: ServerMetrics, link: StateLink | None) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/metrics")
@@ -86,6 +95,6 @@ def _operator_routes(gateway: Gateway, metrics: ServerMetrics) -> APIRouter:
 
     @routes.get("/status.json")
     async def figures() -> Response:
-        return json_response(status.figures(gateway, metrics), headers={"cache-control": "no-store"})
+        return json_response(status.figures(gateway, metrics, link), headers={"cache-control": "no-store"})
 
     return routes

@@ -11,6 +11,7 @@ from starlette.responses import Response
 
 from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.metrics import ServerMetrics
+from pilotfish_cloud.shared_state.link import StateLink
 
 _PAGE: Final = "page.html"
 _POLICY: Final = (
@@ -26,7 +27,7 @@ def page() -> Response:
     return Response(html, headers=headers, media_type="text/html")
 
 
-def figures(gateway: Gateway, metrics: ServerMetrics) -> dict[str, Any]:
+def figures(gateway: Gateway, metrics: ServerMetrics, link: StateLink | None = None) -> dict[str, Any]:
     """Totals since the start and what is held now; the page makes rates of two of them. ``now``: monotonic seconds."""
     stats, info = gateway.engine.stats(), gateway.engine.info
     verify = stats.verify
@@ -56,4 +57,6 @@ def figures(gateway: Gateway, metrics: ServerMetrics) -> dict[str, Any]:
         "preemptions": stats.preemptions,
         "holds": stats.holds,
         "failures": stats.failures,
+        "replicas": [] if link is None else [dataclasses.asdict(line) for line in link.lines],
+        "replicas_in_touch": link is None or link.in_touch,
     }

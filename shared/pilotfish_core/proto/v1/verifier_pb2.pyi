@@ -464,6 +464,7 @@ class Opened(google.protobuf.message.Message):
     CACHED_TOKENS_FIELD_NUMBER: builtins.int
     DRAFTS_FIELD_NUMBER: builtins.int
     CLOUD_DRAFT_FIELD_NUMBER: builtins.int
+    ROUTES_FIELD_NUMBER: builtins.int
     protocol_version: builtins.int
     model: builtins.str
     fingerprint: builtins.str
@@ -479,6 +480,12 @@ class Opened(google.protobuf.message.Message):
     def drafts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """Draft models on offer: names a device may fetch or already hold."""
 
+    @property
+    def routes(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Opaque keys for the metadata pilotfish-route of calls with this prompt: the usual one, and after the first, second
+        failure the next.
+        """
+
     def __init__(
         self,
         *,
@@ -492,8 +499,9 @@ class Opened(google.protobuf.message.Message):
         cached_tokens: builtins.int = ...,
         drafts: collections.abc.Iterable[builtins.str] | None = ...,
         cloud_draft: global___CloudDraft.ValueType = ...,
+        routes: collections.abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["cached_tokens", b"cached_tokens", "cloud_draft", b"cloud_draft", "drafts", b"drafts", "fingerprint", b"fingerprint", "max_draft_tokens", b"max_draft_tokens", "max_model_len", b"max_model_len", "max_unacknowledged", b"max_unacknowledged", "model", b"model", "other_fingerprint", b"other_fingerprint", "protocol_version", b"protocol_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["cached_tokens", b"cached_tokens", "cloud_draft", b"cloud_draft", "drafts", b"drafts", "fingerprint", b"fingerprint", "max_draft_tokens", b"max_draft_tokens", "max_model_len", b"max_model_len", "max_unacknowledged", b"max_unacknowledged", "model", b"model", "other_fingerprint", b"other_fingerprint", "protocol_version", b"protocol_version", "routes", b"routes"]) -> None: ...
 
 global___Opened = Opened
 
