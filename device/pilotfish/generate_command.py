@@ -14,10 +14,12 @@ from pilotfish.files import check_replaceable, read_prompt
 from pilotfish.output import note, show
 from pilotfish.result import Result
 from pilotfish.signals import Stopped, held
+from pilotfish.trace_file import tracing
 from pilotfish_core.drafts import FinishReason, TokenLogprobs
 from pilotfish_core.errors import FileFormatError, InvalidParameter, LocalError
 from pilotfish_core.modes import Arm, Hint, Objective
 from pilotfish_core.parameters import SamplingParams
+from pilotfish_core.trace import TraceWriter
 
 _NUMBERS: Final = {
     "max_tokens": int,
@@ -67,6 +69,9 @@ def add_generate_parser(commands: Any) -> None:
     )
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after that long")
     parser.add_argument("--allow-other-fingerprint", action="store_true", help="resume under other numerics too")
+    parser.add_argument(
+        "--trace", metavar="F", help="write there when what happened, without text, for pilotfish-sim calibrate"
+    )
     parser.add_argument("--save", metavar="F", help="save the generation there, whether it ends or not")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
     parser.set_defaults(run=run)
@@ -131,6 +136,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.verbose:
         logging.basicConfig(format="%(message)s")
         logging.getLogger("pilotfish.policy").setLevel(logging.INFO)
+    with tracing(arguments.trace) as trace:
+        return _generate(arguments, prompt, params, trace)
+
+
+def _generate(
+    arguments: argparse.Namespace, prompt: str | None, params: dict[str, Any], trace: TraceWriter | None
+) -> int:
     client = Client(
         arguments.server,
         draft=arguments.draft,
@@ -148,6 +160,7 @@ def run(arguments: argparse.Namespace) -> int:
         key=arguments.key,
         insecure=arguments.insecure,
         pad=arguments.pad,
+        trace=None if trace is None else trace.client(arguments.arm),
     )
     with client:
         if prompt is None:
