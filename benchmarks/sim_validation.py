@@ -134,9 +134,9 @@ def write(out: Path, facts: dict[str, Any], parts: dict[str, list[Cell]]) -> Non
     lines = [
         "# The simulator against real runs\n",
         "Made by `python -m benchmarks.sim_validation`: error of the prediction, relative to what was measured. "
-        "*answers*: the second half of each cell from the first halves of all. *cells*: every other cell from the rest, "
-        "so arm, distance and load were not seen. *real halves apart*: how far the two halves of the measurement differ "
-        "from each other.\n",
+        "*answers*: the second half of each cell from the first halves of all. *cells*: every other cell from the "
+        "rest, so arm, distance and load were not seen. *real halves apart*: how far the two halves of the measurement "
+        "differ from each other.\n",
         f"{found}. Traces: {facts['trace_bytes'] / 1e6:.2f} MB. Residuals of the fits: "
         f"{', '.join(f'{name} {value:g}' for name, value in facts['residuals'].items())}.\n",
     ]
