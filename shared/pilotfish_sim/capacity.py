@@ -16,9 +16,9 @@ from pilotfish_sim.rows import Row, row_of
 from pilotfish_sim.run import Run, simulate
 from pilotfish_sim.scenario import Scenario
 
-CYCLES: Final = 4  # questions that each user asks at least, the first of which does not count
-ANSWERS: Final = 64  # that a run has at least, however few users
-NEAR: Final = 1 / 16  # of the users: nearer the bisection does not look
+CYCLES: Final = 3  # questions that each user asks at least, the first of which does not count
+ANSWERS: Final = 40  # that a run has at least, however few users
+NEAR: Final = 1 / 10  # of the users: nearer the bisection does not look
 HOURS_A_MONTH: Final = 730.0
 
 
