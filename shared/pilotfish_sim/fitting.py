@@ -59,7 +59,8 @@ def nnls(matrix: Array, values: Array) -> Array:
             passive &= x > TINY
             x[~passive] = 0.0
         x = inner
-    return x / scale
+    solution: Array = x / scale
+    return solution
 
 
 def robust_fit(matrix: Array, values: Array) -> Fit:

@@ -34,12 +34,13 @@ def page(
     arms = list(dict.fromkeys(row["arm"] for row in rows))
     colours = {arm: place for place, arm in enumerate(arms)}
     style = importlib.resources.files("pilotfish_sim").joinpath(STYLE_FILE).read_text(encoding="utf-8")
-    condition = _condition(rows[shown[0]], keys)
+    varying = [key for key in keys if len({repr(row.get("set", {}).get(key)) for row in rows}) > 1]
+    condition = _condition(rows[shown[0]], varying)
     cards = [
-        *_speed(rows, colours, keys),
+        *_speed(rows, colours, varying),
         *_distributions(rows, details, shown, colours, condition),
         *[_life(arm, timeline, condition) for arm, timeline in timelines.items()],
-        *_costs(rows, colours, keys),
+        *_costs(rows, colours, varying),
         _table(rows, keys),
     ]
     said = html.escape(title)

@@ -20,7 +20,7 @@ from pilotfish_sim.report import LEGEND, as_csv, table
 from pilotfish_sim.rows import Row, row_of
 from pilotfish_sim.run import simulate
 from pilotfish_sim.scenario import Scenario
-from pilotfish_sim.scenario_file import combinations, read_file, read_sets, scenario_of
+from pilotfish_sim.scenario_file import Grid, combinations, read_file, read_sets, scenario_of
 from pilotfish_sim.sweep import sweep
 
 MAX_RUNS: Final = 100_000  # of a sweep
@@ -51,13 +51,18 @@ def add_run_parsers(commands: Any) -> None:
 def _add_scenario(parser: argparse.ArgumentParser, values: str) -> None:
     parser.add_argument("scenario", nargs="?", type=Path, metavar="SCENARIO.yaml", help="default: a plain target")
     parser.add_argument("--set", action="append", default=[], metavar=values, help="such as link.rtt_ms=50, link=lte")
+    parser.add_argument(
+        "--policy",
+        metavar="MODULE:CLASS",
+        help="a DraftPolicy under study, for the device (as --set device.policy=...)",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--html", type=Path, metavar="FILE.html", help="write a report with charts there")
 
 
 def run_one(arguments: argparse.Namespace) -> int:
     """One scenario."""
-    grid = read_sets(arguments.set)
+    grid = _grid(arguments)
     for key, values in grid:
         if len(values) > 1:
             shown = ",".join(str(value) for value in values)
@@ -88,7 +93,7 @@ def run_sweep(arguments: argparse.Namespace) -> int:
         raise InvalidParameter.of("--processes", arguments.processes, "a number from 1 to 1024")
     _check_html(arguments.html)
     values = {} if arguments.scenario is None else read_file(arguments.scenario)
-    grid = read_sets(arguments.set)
+    grid = _grid(arguments)
     count = 1
     for _, several in grid:
         count *= len(several)
@@ -109,6 +114,11 @@ def run_sweep(arguments: argparse.Namespace) -> int:
     else:
         _print("\n".join([*table(rows, [key for key, _ in grid]), *_remarks(rows), LEGEND]))
     return 0
+
+
+def _grid(arguments: argparse.Namespace) -> Grid:
+    """What --set and --policy give."""
+    return read_sets(arguments.set + ([] if arguments.policy is None else [f"device.policy={arguments.policy}"]))
 
 
 def _check_html(path: Path | None) -> None:

@@ -84,7 +84,7 @@ def lines(
                 for x, y in line.points
             ]
     parts += [
-        f'<circle class="{mark.kind}" cx="{plane.x(mark.x):.1f}" cy="{plane.y(mark.y):.1f}" r="3">'
+        f'<circle class="{mark.kind}" cx="{plane.x(mark.x):.1f}" cy="{plane.y(mark.y):.1f}" r="2.5">'
         f"<title>{html.escape(mark.title)}</title></circle>"
         for mark in marks
     ]
@@ -93,11 +93,11 @@ def lines(
 
 def bars(values: Sequence[tuple[str, float, int]], *, unit: str, title: str) -> str:
     """A bar for each (name, value, colour), one under the other."""
-    row, left = 26, 230
+    row, left, room = 26, 230, 130
     most = max((value for _, value, _ in values), default=0.0) or 1.0
     parts = []
     for place, (name, value, colour) in enumerate(values):
-        y, length = place * row + 6, value / most * (WIDTH - left - 90)
+        y, length = place * row + 6, value / most * (WIDTH - left - room)
         parts.append(f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{html.escape(name)}</text>')
         parts.append(f'<rect class="f{colour % SERIES}" x="{left}" y="{y}" width="{length:.1f}" height="18" rx="2"/>')
         parts.append(f'<text x="{left + length + 6:.1f}" y="{y + 13}">{_shown(value)} {html.escape(unit)}</text>')
