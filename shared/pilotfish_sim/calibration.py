@@ -16,6 +16,7 @@ from pilotfish_sim.fitting import knots, robust_fit, segments
 from pilotfish_sim.trace_file import Client, Generation, Traces
 
 Values = dict[str, Any]  # of a scenario's section
+BLOCK: Final = 16  # tokens of a block of the prefix cache
 FACTORS: Final = 41  # of a spread
 FEW: Final = 20  # observations that a fit needs
 BURST_US: Final = 3000  # between commits that came together, of several generations
@@ -59,11 +60,14 @@ def calibrate(traces: Traces, *, acceptance: str = "recorded") -> Calibration:
 
 
 def workload(generations: Sequence[Generation]) -> Values:
-    """Lengths as they were, in the median; the part of a prompt that the verifier's cache knew is a shared prefix."""
-    prompt = int(np.median([one.record.prompt_tokens for one in generations]))
-    cached = int(np.median([one.record.cached_tokens for one in generations]))
+    """Lengths as they were. What the verifier's cache knew of a prompt, in whole blocks, is a shared prefix; what is
+    computed is as long as it was on average.
+    """
+    cached = BLOCK * round(float(np.mean([one.record.cached_tokens for one in generations])) / BLOCK)
+    fresh = float(np.mean([one.record.prompt_tokens - one.record.cached_tokens for one in generations]))
     output = int(np.median([one.record.tokens for one in generations]))
-    return {"prompt_tokens": prompt, "output_tokens": max(output, 1), "prefix_tokens": min(cached, prompt - 1)}
+    prompt = cached + max(round(fresh), 1)
+    return {"prompt_tokens": prompt, "output_tokens": max(output, 1), "prefix_tokens": cached}
 
 
 def matches(generations: Sequence[Generation]) -> dict[str, str]:
