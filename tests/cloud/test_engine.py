@@ -410,9 +410,9 @@ def test_an_idle_engine_sleeps(folder: Path) -> None:
 def test_a_trace_tells_when_steps_ran(folder: Path, tmp_path: Path) -> None:
     engine = engine_of(folder)
     engine.trace(tmp_path / "cloud.jsonl")
-    with running(engine) as run:
-        run.open(request("a", PROMPT, max_tokens=6))
-        run.finish("a")
+    with running(engine) as ear:
+        engine.open(request("a", PROMPT, max_tokens=6))
+        ear.wait_end("a")
     engine.close()
     lines = [json.loads(line) for line in (tmp_path / "cloud.jsonl").read_text().splitlines()]
     assert (lines[0]["side"], lines[-1]) == ("cloud", {"r": "end", "records": len(lines) - 2})
