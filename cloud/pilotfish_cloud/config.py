@@ -113,6 +113,9 @@ class ServerConfig:
     tenant_metrics: bool = option(False, "name tenants in the metrics of generations")
     log_level: str = option("warning", "what is logged", choices=LOG_LEVELS)
     log_format: str = option("text", "how: lines for people, or JSON objects", choices=LOG_FORMATS)
+    trace: Path | None = option(
+        None, "when each step ran, how long and over what, for pilotfish-sim calibrate", metavar="FILE"
+    )
     otlp_endpoint: str | None = option(
         None, "where traces go, as http://host:4317 (needs the extra otel)", metavar="URL"
     )

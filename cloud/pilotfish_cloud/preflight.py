@@ -11,7 +11,7 @@ from typing import Any, Final
 from pilotfish_cloud.config import ServerConfig
 from pilotfish_cloud.engine.model_source import is_model_id
 from pilotfish_cloud.shared_state.opening import check_state
-from pilotfish_core.errors import MissingExtra, ModelLoadError, PilotfishError
+from pilotfish_core.errors import InvalidParameter, MissingExtra, ModelLoadError, PilotfishError
 from pilotfish_core.tokenizer import Tokenizer
 
 _INDEX: Final = "model.safetensors.index.json"
@@ -46,6 +46,8 @@ def check_parts(config: ServerConfig) -> None:
     authenticator_of(config)
     certificates_of(config)
     check_state(config)
+    if config.trace is not None and not config.trace.absolute().parent.is_dir():
+        raise InvalidParameter.of("--trace", str(config.trace), "a file in a folder that is there")
     if config.otlp_endpoint is not None:
         from pilotfish_cloud.tracing import check_tracing
 

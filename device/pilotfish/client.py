@@ -33,6 +33,7 @@ from pilotfish_core.modes import Arm, Hint, Objective
 from pilotfish_core.parameters import SamplingParams
 from pilotfish_core.prompts import SentPrompts
 from pilotfish_core.tokenizer import Tokenizer
+from pilotfish_core.trace import ClientTrace
 
 if TYPE_CHECKING:
     from pilotfish_openai.chat_template import ChatTemplate
@@ -63,6 +64,8 @@ class AsyncClient:
 
     ``cloud="never"`` is a hard switch, for private text: nothing is ever sent, ``server`` may be None, and the answers
     are the draft model's own, in pieces of origin "unverified".
+
+    ``trace``: where to write when what happened, without any text (see ``pilotfish_core.trace``).
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class AsyncClient:
         key: str | Path | None = None,
         insecure: bool = False,
         pad: bool = False,
+        trace: ClientTrace | None = None,
     ) -> None:
         if not 1 <= window <= 1024:
             raise InvalidParameter.of("window", window, "an integer in [1, 1024]")
@@ -106,6 +110,7 @@ class AsyncClient:
             credentials.check_addresses(addresses, insecure=insecure)
         self._transport = Transport(addresses, credentials)
         self._padded = pad
+        self._trace = trace
         self._model = model
         config = config or DeviceConfig(window=window)
         self._config = dataclasses.replace(
@@ -272,6 +277,7 @@ class AsyncClient:
                 routes=self._routes,
                 padded=self._padded,
                 deadline=None if deadline is None else deadline.at,
+                trace=self._trace,
             )
         )
         stream = AsyncStream(driver, deadline)

@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import operator
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Final
@@ -22,10 +23,16 @@ CLOSE_TIMEOUT_S: Final = 5.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class DraftDone:
-    """A task's tokens, or why it failed."""
+    """A task's tokens, or why it failed. ``took_s``: that it computed; ``asked_at``: on the event loop's clock;
+    ``opened``: whether it began the drafter's context.
+    """
 
     tokens: list[int]
     error: BaseException | None = None
+    task: DraftTask | None = None
+    took_s: float = 0.0
+    asked_at: float = 0.0
+    opened: bool = False
 
 
 class DraftWorker:
@@ -55,7 +62,8 @@ class DraftWorker:
         """Start a task, if there is one."""
         if task is None:
             return
-        self._future = asyncio.get_running_loop().run_in_executor(self._executor, self._try, task)
+        loop = asyncio.get_running_loop()
+        self._future = loop.run_in_executor(self._executor, self._try, task, loop.time())
         self._future.add_done_callback(self._finished)
 
     async def close(self) -> None:
@@ -70,10 +78,12 @@ class DraftWorker:
             except Exception as error:  # the answer is complete, and nothing will be asked of it any more
                 log.warning("the drafter's context could not be closed: %s: %s", type(error).__name__, error)
 
-    def _try(self, task: DraftTask) -> DraftDone:
+    def _try(self, task: DraftTask, asked_at: float) -> DraftDone:
         """In the executor's thread. Never raises: some exceptions cannot be those of a future."""
+        began, opened = time.monotonic(), self._context is None
         try:
-            return DraftDone(self._draft(task))
+            tokens = self._draft(task)
+            return DraftDone(tokens, None, task, time.monotonic() - began, asked_at, opened)
         except BaseException as error:
             return DraftDone([], error)
 

@@ -45,6 +45,7 @@ from pilotfish_core.modes import Advice, Hint
 from pilotfish_core.prompts import SentPrompts
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.tokenizer import Tokenizer
+from pilotfish_core.trace import ClientTrace
 
 log = logging.getLogger("pilotfish")
 policy_log = logging.getLogger("pilotfish.policy")
@@ -93,10 +94,11 @@ class GenerationDriver:
         routes: Routes | None = None,
         padded: bool = False,
         deadline: float | None = None,
+        trace: ClientTrace | None = None,
     ) -> None:
         """``prompts``: what the verifier was sent before, by earlier generations too; ``routes``: what it named as the
         way to a warm replica. ``deadline``: when the answer must be complete, on the event loop's clock; the verifier
-        is told.
+        is told. ``trace``: what happens is written there.
         """
         self.generation = generation
         self._prompts = SentPrompts() if prompts is None else prompts
@@ -111,6 +113,7 @@ class GenerationDriver:
         self._padded = padded
         self._deadline = deadline
         self._figures = Figures(generation, "none" if drafter is None else drafter.name)
+        self._trace = None if trace is None else trace.generation(generation.prompt)
         self._early: list[_Event] | None = []  # what happened before it runs; None from then on
         self._over = asyncio.get_running_loop().create_future()
         self._worker: DraftWorker | None = None
@@ -216,6 +219,15 @@ class GenerationDriver:
             case Lost(attempt, error):
                 return self._lost(error, now) if attempt is self._attempt else []
             case DraftDone(tokens, None):
+                if self._trace is not None and event.task is not None:
+                    self._trace.drafted(
+                        now,
+                        tokens=len(tokens),
+                        taken_in=len(event.task.extend),
+                        took_s=event.took_s,
+                        asked_s=now - event.asked_at,
+                        opened=event.opened,
+                    )
                 return self._core.drafted(tokens, now)
             case DraftDone(_, error):
                 self._figures.drafter_error = f"{type(error).__name__}: {error}"
@@ -241,11 +253,16 @@ class GenerationDriver:
                     case Commit():
                         if message.position <= self._core.length < message.end:
                             self.generation.decided_under(attempt.fingerprint)
+                        if self._trace is not None:
+                            core, size = self._core, frame.ByteSize()
+                            self._trace.committed(now, message, length=core.length, tail=core.tail, size=size)
                         actions += self._core.take(message, now)
                     case Ticket():
                         actions += self._core.proved(message)
                         self.generation.ticket = self._core.ticket
                     case Pong():
+                        if self._trace is not None:
+                            self._trace.heard(now, message.nonce)
                         actions += self._core.heard(message, now)
                     case Advice():
                         actions += self._core.advised(message, now)
@@ -285,11 +302,17 @@ class GenerationDriver:
                     self._connect(action)
                 case SendDraft(run, acknowledged):
                     if self._attempt is not None:
-                        self._attempt.stream.send(self._attempt.writer.draft(run, acknowledged))
+                        sent = self._attempt.writer.draft(run, acknowledged)
+                        self._attempt.stream.send(sent)
+                        if self._trace is not None:
+                            size, now = sent.ByteSize(), self._loop.time()
+                            self._trace.flushed(now, start=run.start, tokens=len(run.tokens), size=size)
                 case SendAcknowledge(length):
                     if self._attempt is not None:
                         self._attempt.stream.send(self._attempt.writer.acknowledge(length))
                 case SendPing(ping):
+                    if self._trace is not None:
+                        self._trace.pinged(self._loop.time(), ping.nonce)
                     if self._attempt is not None:
                         self._attempt.stream.send(self._attempt.writer.ping(ping))
                 case SendMode(mode):
@@ -338,6 +361,8 @@ class GenerationDriver:
             timeout_s=timeout_s,
             route=self._route or self._routes.of(generation.prompt, self._failures),
         )
+        if self._trace is not None:
+            self._trace.opening(self._attempt.stream.bytes_up)
 
     def _leave(self) -> None:
         """Give up the current stream, if any; what still comes from it is ignored."""
@@ -404,6 +429,14 @@ class GenerationDriver:
             self._over.set_result(None)
         self.pieces.put_nowait(item)
         self.outcome.set_result(item)
+        if self._trace is not None:
+            self._figures.trace(
+                self._trace,
+                self._core.counts,
+                self._core.policy,
+                None if self._attempt is None else self._attempt.stream,
+                error=item.kind if isinstance(item, PilotfishError) else "",
+            )
 
     async def _clean_up(self) -> None:
         if self._going_on is not None:

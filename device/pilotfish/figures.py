@@ -9,6 +9,8 @@ from pilotfish.generation import Generation
 from pilotfish.result import Metrics
 from pilotfish.transport import DeviceStream
 from pilotfish_core.device_actions import DraftCounts
+from pilotfish_core.draft_policy import DraftPolicy
+from pilotfish_core.trace import GenerationTrace
 
 
 class Figures:
@@ -37,6 +39,32 @@ class Figures:
         """A stream is not used any more."""
         self._bytes_up += stream.bytes_up
         self._bytes_down += stream.bytes_down
+
+    def trace(
+        self,
+        trace: GenerationTrace,
+        counts: DraftCounts,
+        policy: DraftPolicy,
+        stream: DeviceStream | None,
+        *,
+        error: str,
+    ) -> None:
+        """The answer's record, at its end."""
+        trace.ended(
+            began=self._started,
+            first=self._first_at,
+            last=self._last_at,
+            cached_tokens=self.cached_tokens,
+            tokens=len(self._generation.output) - self._held_before,
+            bytes_up=self._bytes_up + (stream.bytes_up if stream else 0),
+            bytes_down=self._bytes_down + (stream.bytes_down if stream else 0),
+            sent=counts.sent,
+            accepted=counts.accepted,
+            reconnects=counts.reconnects,
+            arm=str(policy.arm),
+            reason=str(policy.reason),
+            error=error,
+        )
 
     def metrics(self, counts: DraftCounts, policy: Mapping[str, Any], stream: DeviceStream | None) -> Metrics:
         """All figures; ``policy`` explains the last choice, ``stream`` is the one in use."""

@@ -14,6 +14,7 @@ from pilotfish.output import note, show
 from pilotfish.result import Result
 from pilotfish.sampling_options import add_sampling_options, given_options, params_of
 from pilotfish.signals import Stopped, held
+from pilotfish.trace_file import tracing
 from pilotfish_core.drafts import FinishReason, TokenLogprobs
 from pilotfish_core.errors import FileFormatError, InvalidParameter, LocalError
 from pilotfish_core.modes import Arm
@@ -36,6 +37,9 @@ def add_generate_parser(commands: Any) -> None:
     )
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after that long")
     parser.add_argument("--allow-other-fingerprint", action="store_true", help="resume under other numerics too")
+    parser.add_argument(
+        "--trace", metavar="F", help="write there when what happened, without text, for pilotfish-sim calibrate"
+    )
     parser.add_argument("--save", metavar="F", help="save the generation there, whether it ends or not")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
     parser.set_defaults(run=run)
@@ -50,6 +54,15 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.save is not None:
         check_replaceable("--save", arguments.save)
     options = settled(arguments)
+    with tracing(arguments.trace) as trace:
+        if trace is not None:
+            options["trace"] = trace.client(options["arm"])
+        return _generate(arguments, prompt, params, options)
+
+
+def _generate(
+    arguments: argparse.Namespace, prompt: str | None, params: dict[str, Any], options: dict[str, Any]
+) -> int:
     client = Client(arguments.server, allow_other_fingerprint=arguments.allow_other_fingerprint, **options)
     with client:
         if prompt is None:

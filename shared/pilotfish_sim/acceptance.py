@@ -9,15 +9,18 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pilotfish_core.errors import InvalidParameter
-from pilotfish_sim.fields import Section, choice, number, numbers, text
+from pilotfish_sim.fields import Section, Wrong, checked, choice, number, numbers, text
+
+_LINE: Final = re.compile("[01?]+")
 
 
 class AcceptanceKind(enum.StrEnum):
@@ -26,13 +29,31 @@ class AcceptanceKind(enum.StrEnum):
     CONSTANT = "constant"  # the same everywhere
     POSITION = "position"  # by how far beyond the committed prefix a token was drafted
     BURSTS = "bursts"  # easy and hard stretches of text, in turn
+    RECORDED = "recorded"  # as a calibration found it: lines of 1, 0 and ? (not known) by output position
     TRACE = "trace"  # as recorded: for each output position of each answer whether the draft was right
+
+
+def _lines(value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(
+        isinstance(line, str) and _LINE.fullmatch(line) for line in value
+    ):
+        raise Wrong('a list of lines such as "1101?1", of 1, 0 and ? only')
+    return tuple(value)
+
+
+def _filled(line: str, length: int, random: np.random.Generator) -> list[bool]:
+    known = line.count("1") + line.count("0")
+    rate = line.count("1") / known if known else 0.5
+    chances = random.random(length) < rate
+    return [bool(chances[place]) if (one := line[place % len(line)]) == "?" else one == "1" for place in range(length)]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Acceptance(Section):
     """``rate`` for constant; ``rates`` by draft position (the last one goes on); ``rate`` in easy and ``hard_rate`` in
-    hard stretches of ``stretch`` tokens on average, ``hard_share`` of the text being hard; ``file`` for a trace.
+    hard stretches of ``stretch`` tokens on average, ``hard_share`` of the text being hard; ``file`` for a trace;
+    ``lines`` for recorded: answer after answer takes the next one, from its begin again where the answer is longer,
+    and what is not known is right as often as the rest of the line.
     """
 
     section: ClassVar[str] = "acceptance"
@@ -44,6 +65,7 @@ class Acceptance(Section):
     hard_share: float = number(0.3, 0.0, 1.0)
     stretch: float = number(12.0, 1.0, 1e6, "tokens")
     file: str = text("")
+    lines: tuple[str, ...] = checked((), _lines)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,6 +73,9 @@ class Acceptance(Section):
             raise self.wrong("rates", list(self.rates), "shares by draft position with kind position, and only there")
         if (self.kind is AcceptanceKind.TRACE) != bool(self.file):
             raise self.wrong("file", self.file, "a file of matches with kind trace, and only there")
+
+        if (self.kind is AcceptanceKind.RECORDED) != bool(self.lines):
+            raise self.wrong("lines", list(self.lines), "lines with kind recorded, and only there")
 
     @classmethod
     def read(cls, given: Any) -> dict[str, Any]:
@@ -74,6 +99,8 @@ class Acceptance(Section):
             case AcceptanceKind.BURSTS:
                 rates = np.where(self._hard(length, random), self.hard_rate, self.rate)
                 return Matches(right=(random.random(length) < rates).tolist())
+            case AcceptanceKind.RECORDED:
+                return Matches(right=_filled(self.lines[answer % len(self.lines)], length, random))
             case AcceptanceKind.TRACE:
                 return Matches(right=self._recorded(answer, length))
 

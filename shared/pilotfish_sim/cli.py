@@ -31,6 +31,8 @@ def _run(argv: Sequence[str]) -> int:
     import argparse
 
     from pilotfish_core.errors import PilotfishError
+    from pilotfish_sim.calibrate_command import add_calibrate_parser
+    from pilotfish_sim.capacity_command import add_capacity_parser
     from pilotfish_sim.link_command import add_link_parser
     from pilotfish_sim.run_command import add_run_parsers, list_presets
 
@@ -38,6 +40,8 @@ def _run(argv: Sequence[str]) -> int:
     parser.add_argument("--list-presets", action="store_true", help="links, devices, targets and prices by name")
     commands = parser.add_subparsers(dest="command")
     add_run_parsers(commands)
+    add_capacity_parser(commands)
+    add_calibrate_parser(commands)
     add_link_parser(commands)
     arguments = parser.parse_args(_joined(argv))
     if arguments.list_presets:

@@ -31,6 +31,7 @@ from pilotfish_core.modes import Advice, Mode
 from pilotfish_core.parameters import SamplingParams
 from pilotfish_core.prompts import SentPrompts
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
+from pilotfish_core.trace import ClientTrace, GenerationTrace
 from pilotfish_core.wire import CloudFrameReader, DeviceFrameWriter
 from pilotfish_sim.answers import Answer
 from pilotfish_sim.clock import Alarm, Clock
@@ -57,10 +58,11 @@ class Cloud(Protocol):
 class DrafterThread:
     """A drafter with one thread: tasks one after the other, in the order in which they come."""
 
-    def __init__(self, costs: Device) -> None:
-        self._draft_s, self._prefill_s, self._first_s = (
-            milliseconds / 1e3 for milliseconds in (costs.draft_ms, costs.prefill_ms, costs.first_ms)
+    def __init__(self, costs: Device, number: int) -> None:
+        self._draft_s, self._prefill_s, self._first_s, self._task_s = (
+            milliseconds / 1e3 for milliseconds in (costs.draft_ms, costs.prefill_ms, costs.first_ms, costs.task_ms)
         )
+        self._spread, self._random = costs.spread, random.Random(f"drafter {number}")
         self._free_at = 0.0
         self.busy_s = 0.0
 
@@ -68,7 +70,9 @@ class DrafterThread:
         """When a task that comes now is done, and the seconds that it computes: ``count`` draft tokens after
         ``taken_in`` tokens decided elsewhere; ``first``: of a new answer.
         """
-        seconds = count * self._draft_s + taken_in * self._prefill_s + first * self._first_s
+        seconds = self._task_s + count * self._draft_s + taken_in * self._prefill_s + first * self._first_s
+        if self._spread:
+            seconds *= self._random.choice(self._spread)
         self._free_at = max(self._free_at, now) + seconds
         self.busy_s += seconds
         return self._free_at, seconds
@@ -77,9 +81,10 @@ class DrafterThread:
 class Client:
     """What a client keeps between its answers: the policy's memory, the drafter, the prompts that were sent."""
 
-    def __init__(self, costs: Device) -> None:
+    def __init__(self, costs: Device, number: int = 0, trace: ClientTrace | None = None) -> None:
+        self.trace = trace
         self.memory = PolicyMemory()
-        self.drafter = DrafterThread(costs)
+        self.drafter = DrafterThread(costs, number)
         self.prompts = SentPrompts()
 
 
@@ -130,6 +135,7 @@ class Generation:
         self._began = self._first_at = self._last_at = clock.now
         self._cached = self._bytes_up = self._bytes_down = 0
         self._drafting_s = 0.0
+        self._trace: GenerationTrace | None = None if client.trace is None else client.trace.generation(text.prompt)
 
     def start(self) -> None:
         """The app asks."""
@@ -149,8 +155,13 @@ class Generation:
         for message in self._reader.read(frame):
             match message:
                 case Commit():
+                    if self._trace is not None:
+                        size = frame.ByteSize()
+                        self._trace.committed(now, message, length=core.length, tail=core.tail, size=size)
                     actions += core.committed(message, now)
                 case Pong():
+                    if self._trace is not None:
+                        self._trace.heard(now, message.nonce)
                     actions += core.heard(message, now)
                 case Advice():
                     actions += core.advised(message, now)
@@ -180,7 +191,11 @@ class Generation:
         for action in actions:
             match action:
                 case SendDraft(run, acknowledged):
-                    self._send(self._writer.draft(run, acknowledged))
+                    sent = self._writer.draft(run, acknowledged)
+                    self._send(sent)
+                    if self._trace is not None:
+                        now, size = self._clock.now, sent.ByteSize()
+                        self._trace.flushed(now, start=run.start, tokens=len(run.tokens), size=size)
                 case Deliver(tokens):
                     if len(self.output) == len(tokens):
                         self._first_at = self._clock.now
@@ -188,6 +203,8 @@ class Generation:
                 case SendAcknowledge(length):
                     self._send(self._writer.acknowledge(length))
                 case SendPing(ping):
+                    if self._trace is not None:
+                        self._trace.pinged(self._clock.now, ping.nonce)
                     self._send(self._writer.ping(ping))
                 case SendMode(mode):
                     self._send(self._writer.mode(mode))
@@ -229,6 +246,8 @@ class Generation:
         self._stream.device_end(self._received, self._failed)
         self._cloud.connect(self._stream, self._text)
         self._send(self._writer.open(self._opening))
+        if self._trace is not None:
+            self._trace.opening(self._stream.bytes_up)
 
     def _send_prompt(self) -> None:
         """The replica does not know the prefix that it was named."""
@@ -250,10 +269,16 @@ class Generation:
         task = self._core.draft_task(now)
         if task is None:
             return
-        done_at, seconds = self._client.drafter.take(now, task.count, len(task.extend), first=not self._drafter_open)
+        opens = not self._drafter_open
+        done_at, seconds = self._client.drafter.take(now, task.count, len(task.extend), first=opens)
         self._drafter_open = True
         self._drafting_s += seconds
         tokens = self._text.drafted(task.start - len(self._text.prompt), task.count, task.start - self._core.length)
+        if self._trace is not None:
+            taken_in = len(task.extend)
+            self._trace.drafted(
+                done_at, tokens=len(tokens), taken_in=taken_in, took_s=seconds, asked_s=done_at - now, opened=opens
+            )
         self._clock.at(done_at, self._drafted, tokens)
 
     def _end(self, end: End) -> None:
@@ -279,4 +304,20 @@ class Generation:
             arm=str(policy.arm),
             reason=str(policy.reason),
         )
+        if self._trace is not None:
+            self._trace.ended(
+                began=self._began,
+                first=self._first_at,
+                last=self._last_at,
+                cached_tokens=self._cached,
+                tokens=len(self.output),
+                bytes_up=self._bytes_up,
+                bytes_down=self._bytes_down,
+                sent=self._core.counts.sent,
+                accepted=self._core.counts.accepted,
+                reconnects=self._core.counts.reconnects,
+                arm=self.answer.arm,
+                reason=self.answer.reason,
+                error="" if end.error is None else end.error.kind,
+            )
         self._done(self)

@@ -8,17 +8,20 @@ for the end of the step in progress, commits leave before the next step is thoug
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable
 from typing import Final
 
 from pilotfish_core.cloud_core import CloudCore, CloudLimits, VerifyCounts
 from pilotfish_core.drafts import Commit, DraftRun
 from pilotfish_core.errors import PilotfishError
+from pilotfish_core.estimators import Load
 from pilotfish_core.messages import Open
 from pilotfish_core.modes import Advice, CloudDraft, Hint, Mode
 from pilotfish_core.scheduling import (
     CloudDrafter,
     CloudNgram,
+    CompletedStep,
     FixedRows,
     Goodput,
     Sampled,
@@ -29,6 +32,7 @@ from pilotfish_core.scheduling import (
     SpeculationPolicy,
 )
 from pilotfish_core.stops import StopChecker
+from pilotfish_core.trace import OpenedRecord, StepRecord, TraceWriter
 from pilotfish_sim.clock import LAST, Alarm, Clock
 from pilotfish_sim.cloud_draft import DraftModelCost
 from pilotfish_sim.study import load_class
@@ -36,6 +40,7 @@ from pilotfish_sim.target_model import Target
 from pilotfish_sim.text import Text
 
 MEASURED_CONTEXT: Final = 64  # KV tokens of the steps that are timed at start, as in production
+LONG_CONTEXTS: Final = (512, 2048)  # of those that show what a token of context costs
 
 
 @dataclasses.dataclass(slots=True)
@@ -62,7 +67,10 @@ class Listener:
 class VirtualEngine:
     """One replica's engine. Raises InvalidParameter for a policy that cannot be loaded."""
 
-    def __init__(self, clock: Clock, target: Target) -> None:
+    def __init__(self, clock: Clock, target: Target, number: int = 0, trace: TraceWriter | None = None) -> None:
+        self._trace = trace
+        self._asked: dict[str, float] = {}  # of the trace: opened, not yet committed
+        self._spread, self._random = target.spread, random.Random(f"steps {number}")
         self.figures = EngineFigures()
         self.verify = VerifyCounts()
         self._clock = clock
@@ -91,10 +99,8 @@ class VirtualEngine:
             prefix_cache=target.prefix_cache,
         )
         self.scheduler = Scheduler(config, speculation_policy(target), drafters)
-        rows = 1
-        while rows <= target.max_draft_rows + 1:
-            self._observe(rows, self._seconds(rows, MEASURED_CONTEXT))
-            rows *= 2
+        for rows, context in _measured(target):
+            self._observe(rows, self._seconds(rows, context + rows), Load(context + rows, rows * (context + rows)))
 
     @property
     def cloud_draft(self) -> CloudDraft:
@@ -184,7 +190,9 @@ class VirtualEngine:
         for entry in step.scheduled:
             rows += entry.rows
             context += entry.start + entry.rows
-        seconds = self._seconds(rows, context)
+        seconds = self._seconds(rows, context, len(step.scheduled))
+        if self._spread:
+            seconds *= self._random.choice(self._spread)
         drafting = 0.0 if self._draft_model is None else self._draft_model.take_seconds()
         self.figures.steps += 1
         self.figures.rows += rows
@@ -199,11 +207,13 @@ class VirtualEngine:
         now = self._clock.now
         outcomes = {entry.sequence.key: self._sampled(entry.sequence, entry.yields) for entry in step.scheduled}
         if all(entry.committed == 1 and entry.yields for entry in step.scheduled):
-            self._observe(step.num_rows, seconds)
+            self._observe(step.num_rows, seconds, step.load)
         done = self.scheduler.complete(step, outcomes, now)
         for sequence, commit in done.commits:
             self.figures.committed += len(commit.tokens)
             self._listeners[sequence.key].committed(commit)
+        if self._trace is not None:
+            self._record(self._trace, step, done, seconds)
         for sequence, error in done.failures:
             self.figures.failures += 1
             self._listeners[sequence.key].failed(error)
@@ -216,8 +226,34 @@ class VirtualEngine:
             message()
         self._work()
 
-    def _observe(self, rows: int, seconds: float) -> None:
-        self.scheduler.policy.observe(rows, seconds)
+    def _record(self, trace: TraceWriter, step: ScheduledStep, done: CompletedStep, seconds: float) -> None:
+        now, took_us = self._clock.now, round(seconds * 1e6)
+        for sequence, _ in done.commits:
+            asked = self._asked.pop(sequence.key, None)
+            if asked is not None:
+                trace.add(
+                    OpenedRecord(
+                        at_us=trace.at(asked),
+                        first_us=round((now - asked) * 1e6),
+                        prompt_tokens=sequence.core.prompt_length,
+                        cached_tokens=sequence.cached_len,
+                    )
+                )
+        trace.add(
+            StepRecord(
+                at_us=trace.at(now - seconds),
+                took_us=took_us,
+                whole_us=took_us,
+                rows=step.num_rows,
+                sequences=len(step.scheduled),
+                context=step.load.context,
+                drafts=sum(entry.yields - 1 for entry in step.scheduled if entry.yields),
+                committed=sum(len(commit.tokens) for _, commit in done.commits),
+            )
+        )
+
+    def _observe(self, rows: int, seconds: float, load: Load) -> None:
+        self.scheduler.policy.observe(rows, seconds, load)
 
     def _sampled(self, sequence: Sequence, count: int) -> Sampled:
         begin = len(sequence.core.output)
@@ -250,6 +286,8 @@ class VirtualEngine:
         sequence = Sequence(key, [*opening.prompt, *opening.output], core, opening.params, max_len=length + max_output)
         self._texts[key], self._listeners[key], self._sequences[key] = text, listener, sequence
         self._unopened.add(key)
+        if self._trace is not None:
+            self._asked[key] = now
         self.scheduler.add(sequence)
 
     def _tell(self, key: str, message: Callable[[CloudCore], object]) -> None:
@@ -274,8 +312,20 @@ class VirtualEngine:
 
     def _forget(self, key: str) -> None:
         self._unopened.discard(key)
+        self._asked.pop(key, None)
         for kept in (self._texts, self._listeners, self._sequences):
             kept.pop(key, None)
+
+
+def _measured(target: Target) -> list[tuple[int, int]]:
+    """Rows and context of the steps that a verifier times at its start."""
+    most = max(1, min(target.max_draft_rows + 1, target.max_model_len - 1))
+    counts = [1]
+    while counts[-1] < most:
+        counts.append(min(2 * counts[-1], most))
+    room = target.max_model_len - most
+    steps = [(rows, min(MEASURED_CONTEXT, room)) for rows in counts]
+    return steps + [(rows, min(context, room)) for context in LONG_CONTEXTS for rows in sorted({1, most})]
 
 
 def speculation_policy(target: Target) -> SpeculationPolicy:

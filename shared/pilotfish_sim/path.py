@@ -17,8 +17,13 @@ STATUS_BYTES: Final = 120  # of a call that ends with an error: status, message,
 class Path:
     """A device's way to the verifier and back; all of its streams share it."""
 
-    def __init__(self, clock: Clock, link: Link, spec: LinkSpec, *, device_s: float, service_s: float) -> None:
-        """``device_s`` and ``service_s``: what each end adds to a frame, in each direction."""
+    def __init__(
+        self, clock: Clock, link: Link, spec: LinkSpec, *, device_s: float, service_s: float, frame_s: float = 0.0
+    ) -> None:
+        """``device_s`` and ``service_s``: what each end adds to a frame, in each direction. ``frame_s``: that the
+        device is busy with a frame that comes, one after the other.
+        """
+        self._frame_s, self._busy_until = frame_s, 0.0
         self._clock = clock
         self._up = Direction(spec, up=True)
         self._down = Direction(spec, up=False)
@@ -56,7 +61,10 @@ class Path:
         began = self._clock.now + self._service_s
         self.messages_down += 1
         self.bytes_down += size + self._overhead
-        return self._travel(self._down, self._woken(began), size + self._overhead) + self._device_s
+        arrival = self._travel(self._down, self._woken(began), size + self._overhead) + self._device_s
+        if self._frame_s:
+            arrival = self._busy_until = max(arrival, self._busy_until) + self._frame_s
+        return arrival
 
     def _woken(self, began: float) -> float:
         if not self._wake_s:

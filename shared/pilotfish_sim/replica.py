@@ -12,6 +12,7 @@ from pilotfish_core.messages import Acknowledged, Open, Opened, Ping
 from pilotfish_core.modes import Advice, Hint, Mode
 from pilotfish_core.prompts import PromptStore
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
+from pilotfish_core.trace import TraceWriter
 from pilotfish_core.wire import CloudFrameWriter, DeviceFrameReader
 from pilotfish_sim.clock import Clock
 from pilotfish_sim.engine import Listener, VirtualEngine
@@ -26,8 +27,9 @@ FINGERPRINT: Final = "simulated"
 class Replica:
     """Takes streams."""
 
-    def __init__(self, clock: Clock, target: Target) -> None:
-        self.engine = VirtualEngine(clock, target)
+    def __init__(self, clock: Clock, target: Target, number: int = 0, trace: TraceWriter | None = None) -> None:
+        self.engine = VirtualEngine(clock, target, number, trace)
+        self.open_s = target.open_ms / 1e3
         self.prompts = PromptStore()
         self.connections: dict[Stream, Connection] = {}
         self.clock = clock
@@ -80,7 +82,16 @@ class Connection:
             opening = dataclasses.replace(opening, prompt=(*ids, *opening.prompt), prefix=None)
         prompts.insert(TENANT, opening.prompt)
         listener = Listener(self._opened, self._committed, self._advised, self._failed)
-        self._replica.engine.open(self.key, opening, self._text, listener)
+        replica = self._replica
+
+        def begin(_: None) -> None:
+            if self._stream in replica.connections:
+                replica.engine.open(self.key, opening, self._text, listener)
+
+        if replica.open_s:
+            replica.clock.at(replica.clock.now + replica.open_s, begin)
+        else:
+            begin(None)
 
     def _opened(self, cached_tokens: int) -> None:
         engine = self._replica.engine

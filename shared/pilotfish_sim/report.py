@@ -41,23 +41,28 @@ LEGEND: Final = (
 
 def table(rows: Sequence[Row], keys: Sequence[str]) -> list[str]:
     """A line for each row under the names of its columns; ``keys``: what was set (``row["set"]``), besides the arm."""
-    keys = [key for key in keys if key != "arm"]
-    columns = [("arm", _plain("arm", "")), *((key, _set(key)) for key in keys), *COLUMNS]
-    dull = {"$/M tok": "usd_per_million_tokens", "J/tok": "device_j_per_token", "x cloud": "ratio_to_cloud"}
-    columns = [
-        (title, show)
-        for title, show in columns
-        if title not in dull or any(row.get(dull[title]) for row in rows)  # nobody asked
-    ]
+    columns = columns_of(rows, keys)
     cells = [[title for title, _ in columns], *([show(row) for _, show in columns] for row in rows)]
     widths = [max(len(line[place]) for line in cells) for place in range(len(columns))]
-    left = 1 + len(keys)
+    left = 1 + len([key for key in keys if key != "arm"])
     return [
         "  ".join(
             cell.ljust(width) if place < left else cell.rjust(width)
             for place, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in cells
+    ]
+
+
+def columns_of(rows: Sequence[Row], keys: Sequence[str]) -> list[tuple[str, Show]]:
+    """Titles, and what each shows of a row: those that say something of these rows."""
+    keys = [key for key in keys if key != "arm"]
+    columns = [("arm", _plain("arm", "")), *((key, _set(key)) for key in keys), *COLUMNS]
+    dull = {"$/M tok": "usd_per_million_tokens", "J/tok": "device_j_per_token", "x cloud": "ratio_to_cloud"}
+    return [
+        (title, show)
+        for title, show in columns
+        if title not in dull or any(row.get(dull[title]) for row in rows)  # nobody asked
     ]
 
 

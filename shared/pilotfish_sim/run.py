@@ -10,6 +10,7 @@ import numpy as np
 from pilotfish_core.device_actions import DeviceConfig
 from pilotfish_core.errors import PilotfishError
 from pilotfish_core.modes import Arm
+from pilotfish_core.trace import TraceWriter
 from pilotfish_sim.answers import Answer
 from pilotfish_sim.clock import Clock
 from pilotfish_sim.device import Client, Generation
@@ -48,22 +49,34 @@ class Run:
         return [answer for answer in self.answers if answer.measured]
 
 
-def simulate(scenario: Scenario, progress: Progress | None = None) -> Run:
+@dataclasses.dataclass(frozen=True, slots=True)
+class Traces:
+    """Where a run writes what happens, as real commands do: the devices, and the replicas."""
+
+    device: TraceWriter | None = None
+    cloud: TraceWriter | None = None
+
+
+def simulate(scenario: Scenario, progress: Progress | None = None, traces: Traces | None = None) -> Run:
     """Run a scenario. Deterministic: the same scenario gives the same run.
 
     Raises InvalidParameter for traces that do not fit it, SimulationFailed when an answer is not the target's text.
     """
-    return _World(scenario, progress).run()
+    return _World(scenario, progress, traces or Traces()).run()
 
 
 class _World:
     """The processes of a run."""
 
-    def __init__(self, scenario: Scenario, progress: Progress | None) -> None:
+    def __init__(self, scenario: Scenario, progress: Progress | None, traces: Traces) -> None:
+        self._traces = traces
         self._scenario = scenario
         self._progress = progress
         self._clock = Clock()
-        self._replicas = [Replica(self._clock, scenario.target) for _ in range(scenario.target.replicas)]
+        self._replicas = [
+            Replica(self._clock, scenario.target, scenario.seed * 1_000_003 + number, traces.cloud)
+            for number in range(scenario.target.replicas)
+        ]
         self._homes: dict[Stream, Replica] = {}
         self._config = DeviceConfig(
             window=scenario.device.window,
@@ -178,7 +191,16 @@ class _World:
     def _client(self, device: int) -> Client:
         key = 0 if self._scenario.device.one_client else device
         if key not in self._clients:
-            self._clients[key] = Client(self._scenario.device)
+            workload, trace = self._scenario.workload, self._traces.device
+            client = None
+            if trace is not None:
+                client = trace.client(
+                    str(self._scenario.arm),
+                    rtt_ms=self._scenario.link.rtt_ms,
+                    concurrency=workload.devices,
+                    warmup=workload.warmup * (workload.devices if self._scenario.device.one_client else 1),
+                )
+            self._clients[key] = Client(self._scenario.device, self._scenario.seed * 1_000_003 + key, client)
         return self._clients[key]
 
     def _path(self, device: int) -> Path:
@@ -191,6 +213,7 @@ class _World:
                 scenario.link.spec(scenario.seed * 1_000_003 + key),
                 device_s=scenario.device.overhead_ms / 1e3,
                 service_s=scenario.target.service_ms / 1e3,
+                frame_s=scenario.device.frame_us / 1e6,
             )
         return self._paths[key]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 from pilotfish_core.errors import InvalidParameter
@@ -14,6 +15,7 @@ from pilotfish_sim.presets import PRESETS
 from pilotfish_sim.target_model import Target
 from pilotfish_sim.workload import Workload
 from pilotfish_sim.world import Device, Link, Prices
+from pilotfish_sim.yaml_file import read_file
 
 ARMS: Final = tuple(arm for arm in Arm if arm is not Arm.DEVICE_ONLY)  # which needs no verifier: nothing to simulate
 _PRESET: Final = "preset"
@@ -78,14 +80,25 @@ def _names(cls: type[Section]) -> list[str]:
 
 
 def _expanded(section: str, given: Any) -> Any:
-    """With its preset's keys, where it names one: ``lte``, or ``{preset: lte, rtt_ms: 90}``."""
+    """With its preset's keys, where it names one: ``lte``, or ``{preset: lte, rtt_ms: 90}``. A name such as
+    ``calibration.yaml`` is that of a file with the section in it.
+    """
     if isinstance(given, str):
         given = {_PRESET: given}
     if not isinstance(given, Mapping) or _PRESET not in given:
         return given
     known = PRESETS.get(section, {})
     name = given[_PRESET]
+    if isinstance(name, str) and Path(name).suffix in (".yaml", ".yml"):
+        known = {name: _section_of(Path(name), section)}
     if name not in known:
         key = f"{section}.{_PRESET}"
         raise InvalidParameter.of(key, name, f"one of {', '.join(known)}{meant(name, known)}")
     return {**known[name], **{key: value for key, value in given.items() if key != _PRESET}}
+
+
+def _section_of(file: Path, section: str) -> Mapping[str, Any]:
+    found = read_file(file).get(section)
+    if not isinstance(found, Mapping):
+        raise InvalidParameter.of(f"{section}.{_PRESET}", str(file), f"a file with keys and values under {section}")
+    return found

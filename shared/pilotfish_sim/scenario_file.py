@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, Final
 
-from pilotfish_core.errors import InvalidParameter, MissingExtra
+from pilotfish_core.errors import InvalidParameter
 from pilotfish_sim.scenario import Scenario
+from pilotfish_sim.yaml_file import Values, read_file, read_yaml
 
-Values = dict[str, Any]  # nested, as a file has them
+__all__ = ["Grid", "Values", "combinations", "read_file", "read_sets", "scenario_of"]
+
 Grid = list[tuple[str, list[Any]]]  # keys and their values, as --set has them
-MAX_FILE_BYTES: Final = 1 << 20
 _SET: Final = "key=value, such as link.rtt_ms=50, or key=value,value,... in a sweep"
-
-
-def read_file(file: Path) -> Values:
-    """What a scenario file says. Raises InvalidParameter, by line where it is no YAML; MissingExtra."""
-    try:
-        if file.stat().st_size > MAX_FILE_BYTES:
-            raise InvalidParameter.of("the scenario file", str(file), f"at most {MAX_FILE_BYTES} bytes")
-        source = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidParameter.of("the scenario file", str(file), f"a YAML file ({error})") from None
-    values = _yaml(source, f"the scenario file {file}")
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise InvalidParameter.of(f"the scenario file {file}", values, "keys and values")
-    return values
 
 
 def read_sets(sets: Sequence[str]) -> Grid:
@@ -44,7 +28,7 @@ def read_sets(sets: Sequence[str]) -> Grid:
         parts = _split(value)
         if not all(parts):
             raise InvalidParameter.of("--set", given, _SET)
-        grid.append((key, [_yaml(part, f"--set {key}") for part in parts]))
+        grid.append((key, [read_yaml(part, f"--set {key}") for part in parts]))
     for (one, _), (other, _) in itertools.permutations(grid, 2):
         if other.startswith(f"{one}.") and "." not in one and not _names_presets(grid, one):
             raise InvalidParameter.of("--set", one, f"not together with {other}")
@@ -95,31 +79,3 @@ def _split(value: str) -> list[str]:
             parts.append(value[begin:place].strip())
             begin = place + 1
     return [*parts, value[begin:].strip()]
-
-
-def _yaml(source: str, what: str) -> Any:
-    try:
-        import yaml
-    except ModuleNotFoundError:
-        raise MissingExtra.of("yaml", "sim", "a scenario") from None
-
-    class Loader(yaml.SafeLoader):
-        """Refuses a key that stands twice, of which YAML would silently take the last."""
-
-        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-            seen = set()
-            for name, _ in node.value:
-                if name.value in seen:
-                    raise InvalidParameter(
-                        f"{what}, line {name.start_mark.line + 1}: the key {name.value} stands twice; expected it once"
-                    )
-                seen.add(name.value)
-            return super().construct_mapping(node, deep)
-
-    try:
-        return yaml.load(source, Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "no YAML"
-        raise InvalidParameter(f"{what}{line}: {problem}; expected YAML") from None

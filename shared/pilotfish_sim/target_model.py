@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Final
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final, Protocol
 
-from pilotfish_sim.fields import Section, Wrong, checked, flag, integer, number, text
+from pilotfish_sim.fields import Section, Wrong, checked, flag, integer, number, numbers, text
 
 GIB: Final = 2**30
-StepTime = Callable[[int, int], float]  # rows of the step, KV tokens that its attention reads -> seconds
+
+
+class StepTime(Protocol):
+    """What a step takes."""
+
+    def __call__(self, rows: int, context: int, sequences: int = 1, /) -> float:
+        """Seconds, by its rows, the KV tokens that its attention reads, and its sequences."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,15 +87,20 @@ class Target(Section):
     """A verifier replica: either ``step_ms`` (measured), or ``model`` on ``gpus`` x ``gpu`` (roofline).
 
     ``efficiency``: of the data sheet's FLOP/s and bandwidth that are reached. ``overhead_ms``: of a step beside the
-    roofline (launches, sampling, scheduling). ``context_us``: with a curve, microseconds for each 1,000 KV tokens that
-    a step reads. ``kv_tokens``: with a curve, tokens of KV that fit. ``service_ms``: what the service adds to a frame
-    in each direction. The other fields are the flags of ``pilotfish-cloud serve``.
+    roofline (launches, sampling, scheduling). With a curve, ``context_us``: microseconds for each 1,000 KV tokens that
+    a step reads; ``sequence_us``: for each sequence of a step after the first; ``kv_tokens``: tokens of KV that fit.
+    ``spread``: factors, one of which is drawn for each step. ``service_ms``: what the service adds to a frame in each
+    direction; ``open_ms``: to the opening of a stream, beside that. The other fields are the flags of
+    ``pilotfish-cloud serve``.
     """
 
     section: ClassVar[str] = "target"
 
     step_ms: tuple[tuple[int, float], ...] | None = checked(None, _step_ms)
     context_us: float = number(0.0, 0.0, 1e6, "microseconds")
+    sequence_us: float = number(0.0, 0.0, 1e6, "microseconds")
+    spread: tuple[float, ...] = numbers(0.01, 100.0)
+    open_ms: float = number(0.0, 0.0, 1e5, "milliseconds")
     kv_tokens: int | None = integer(None, 16, 10**9, "tokens")
     model: str = text("")
     gpu: str = text("")
@@ -131,7 +142,7 @@ class Target(Section):
             value = getattr(self, name)
             if value not in known:
                 raise self.wrong(name, value, f"one of {', '.join(known)} (or target.step_ms)")
-        for name in ("context_us", "kv_tokens"):
+        for name in ("context_us", "sequence_us", "kv_tokens"):
             if getattr(self, name):
                 raise self.wrong(name, getattr(self, name), "nothing beside target.model, from which it follows")
         if self._kv_bytes_free < self.max_model_len * MODELS[self.model].kv_bytes():
@@ -164,9 +175,9 @@ class Target(Section):
         return self.kv_capacity // self.block_size
 
     def step_time(self) -> StepTime:
-        """Seconds of a step, by its rows and the KV tokens that its attention reads."""
+        """Seconds of a step, by its rows, the KV tokens that its attention reads, and its sequences."""
         if self.step_ms is not None:
-            return _curve(self.step_ms, self.context_us * 1e-9)
+            return _curve(self.step_ms, self.context_us * 1e-9, self.sequence_us * 1e-6)
         model, gpu = MODELS[self.model], GPUS[self.gpu]
         flops = (gpu.flops_16 if self.weight_bits > 8 else gpu.flops_8) * self.gpus * self.flops_efficiency
         bandwidth = gpu.bandwidth * self.gpus * self.bandwidth_efficiency
@@ -174,7 +185,7 @@ class Target(Section):
         row_s, context_s = 2 * model.parameters / flops, model.kv_bytes() / bandwidth
         overhead_s = self.overhead_ms / 1e3
 
-        def seconds(rows: int, context: int) -> float:
+        def seconds(rows: int, context: int, sequences: int = 1, /) -> float:
             return overhead_s + max(weights_s, rows * row_s) + context * context_s
 
         return seconds
@@ -185,14 +196,14 @@ class Target(Section):
         return gpu.memory * self.gpus * self.memory_share - model.parameters * self.weight_bits / 8
 
 
-def _curve(points: tuple[tuple[int, float], ...], context_s: float) -> StepTime:
+def _curve(points: tuple[tuple[int, float], ...], context_s: float, sequence_s: float) -> StepTime:
     """Straight lines between the points, flat before the first and going on as the last two beyond the last."""
     rows_of, seconds_of = [rows for rows, _ in points], [ms / 1e3 for _, ms in points]
     slope = 0.0
     if len(points) > 1:
         slope = (seconds_of[-1] - seconds_of[-2]) / (rows_of[-1] - rows_of[-2])
 
-    def seconds(rows: int, context: int) -> float:
+    def seconds(rows: int, context: int, sequences: int = 1, /) -> float:
         place = bisect.bisect_left(rows_of, rows)
         if place == 0:
             base = seconds_of[0]
@@ -202,6 +213,6 @@ def _curve(points: tuple[tuple[int, float], ...], context_s: float) -> StepTime:
             low, high = rows_of[place - 1], rows_of[place]
             share = (rows - low) / (high - low)
             base = seconds_of[place - 1] + share * (seconds_of[place] - seconds_of[place - 1])
-        return base + context * context_s
+        return base + context * context_s + (sequences - 1) * sequence_s
 
     return seconds

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pilotfish_core.errors import InvalidParameter
-from pilotfish_sim.fields import Section, Wrong, checked, choice, flag, integer, number, text
+from pilotfish_sim.fields import Section, Wrong, checked, choice, flag, integer, number, numbers, text
 from pilotfish_sim.links import Change, Cut, Jitter, LinkSpec, load_trace
 
 
@@ -103,9 +103,11 @@ class Link(Section):
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Device(Section):
     """A user's device. ``draft_ms``: a draft token; ``prefill_ms``: each token that the drafter takes in before it;
-    ``first_ms``: opening the drafter for an answer. ``overhead_ms``: from a frame to the core, and from the core to
-    the link. ``power_w``: drawn while it drafts. ``one_client``: all of a scenario's devices are streams of one client,
-    with one drafter and one memory, as in ``pilotfish bench``. ``window`` and ``adaptive`` are DeviceConfig's.
+    ``first_ms``: opening the drafter for an answer; ``task_ms``: each time that it is asked; ``spread``: factors of all
+    these, one of which is drawn each time. ``overhead_ms``: from a frame to the core, and from the core to the link;
+    ``frame_us``: that the device is busy with each frame that comes, one after the other. ``power_w``: drawn while it
+    drafts. ``one_client``: all of a scenario's devices are streams of one client, with one drafter and one memory, as
+    in ``pilotfish bench``. ``window`` and ``adaptive`` are DeviceConfig's.
     """
 
     section: ClassVar[str] = "device"
@@ -113,6 +115,9 @@ class Device(Section):
     draft_ms: float = number(10.0, 0.0, 1e5, "milliseconds")
     prefill_ms: float = number(0.0, 0.0, 1e5, "milliseconds")
     first_ms: float = number(0.0, 0.0, 1e6, "milliseconds")
+    task_ms: float = number(0.0, 0.0, 1e5, "milliseconds")
+    spread: tuple[float, ...] = numbers(0.01, 100.0)
+    frame_us: float = number(0.0, 0.0, 1e6, "microseconds")
     overhead_ms: float = number(0.0, 0.0, 1e4, "milliseconds")
     window: int = integer(16, 1, 1024, "draft tokens")
     adaptive: bool = flag(True)

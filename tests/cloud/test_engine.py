@@ -405,3 +405,19 @@ def test_an_idle_engine_sleeps(folder: Path) -> None:
         engine.open(request("a", PROMPT, max_tokens=3))
         ear.wait_end("a")
         assert rounds <= 4
+
+
+def test_a_trace_tells_when_steps_ran(folder: Path, tmp_path: Path) -> None:
+    engine = engine_of(folder)
+    engine.trace(tmp_path / "cloud.jsonl")
+    with running(engine) as ear:
+        engine.open(request("a", PROMPT, max_tokens=6))
+        ear.wait_end("a")
+    engine.close()
+    lines = [json.loads(line) for line in (tmp_path / "cloud.jsonl").read_text().splitlines()]
+    assert (lines[0]["side"], lines[-1]) == ("cloud", {"r": "end", "records": len(lines) - 2})
+    steps = [line for line in lines if line["r"] == "step"]
+    assert sum(step["committed"] for step in steps) == 6
+    assert all(0 < step["took_us"] <= step["whole_us"] for step in steps)
+    (opened,) = [line for line in lines if line["r"] == "opened"]
+    assert opened["prompt_tokens"] == len(PROMPT)

@@ -167,6 +167,18 @@ def test_those_who_are_held_together_begin_together() -> None:
     assert step(scheduler, 0.015) == ["c"]
 
 
+def test_a_hold_that_is_over_is_nobody_s_deadline() -> None:
+    scheduler = Scheduler(SchedulerConfig(max_model_len=64, num_blocks=64, block_size=4), Together(8))
+    pair = [sequence("a", [1, 2, 3], 30), sequence("b", [4, 5, 6], 30)]
+    for one in pair:
+        scheduler.add(one)
+    assert step(scheduler, 0.0) == ["a", "b"]
+    pair[1].core.receive(DraftRun(0, 4, (1,)), 0.002)
+    assert pair[1].core.next_deadline() is not None
+    assert not scheduler.has_work(0.002)  # a is still waited for
+    assert pair[1].core.next_deadline() is None  # an engine would wake at it again and again
+
+
 def test_a_step_is_not_much_larger_than_any_before() -> None:
     policy = policy_of({1: 0.030, 8: 0.030})
     batch = [known(str(number), 60, 4) for number in range(8)]

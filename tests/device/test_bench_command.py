@@ -19,6 +19,7 @@ from pilotfish.bench.settings import Settings
 from pilotfish.bench.stage import Stage
 from pilotfish.bench.sweep import Target
 from pilotfish_core.modes import Arm
+from pilotfish_core.trace import TraceWriter
 from tests.device.test_bench_report import metrics
 
 RIGHT, WRONG = (1, 2, 3), (1, 9, 3)
@@ -37,7 +38,11 @@ def made_up(monkeypatch: pytest.MonkeyPatch, wrong: set[Arm]) -> None:
         yield Stage("h:1", {}, None, None)
 
     async def sweep(
-        settings: Settings, stage: Stage, progress: Progress, done: Callable[[Cell, Measured], None]
+        settings: Settings,
+        stage: Stage,
+        progress: Progress,
+        done: Callable[[Cell, Measured], None],
+        trace: TraceWriter | None,
     ) -> Target:
         measured = Measured()
         for cell in settings.cells:

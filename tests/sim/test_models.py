@@ -101,7 +101,7 @@ def test_a_curve_is_straight_between_its_points() -> None:
     seconds = Target.of({"step_ms": {1: 10, 5: 30}, "context_us": 100}).step_time()
     assert [seconds(rows, 0) * 1e3 for rows in (1, 2, 3, 5, 9)] == pytest.approx([10, 15, 20, 30, 50])
     assert seconds(1, 10_000) * 1e3 == pytest.approx(11)
-    assert Target.of({"step_ms": 30}).step_time()(100, 10**6) == pytest.approx(0.03)
+    assert Target.of({"step_ms": 30}).step_time()(100, 10**6, 1) == pytest.approx(0.03)
 
 
 def test_the_roofline_of_a_70b_on_four_h100() -> None:

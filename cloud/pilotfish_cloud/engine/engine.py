@@ -14,6 +14,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 import torch
@@ -41,6 +42,7 @@ from pilotfish_cloud.engine.model_runner import ModelRunner
 from pilotfish_cloud.engine.opening import Opener
 from pilotfish_cloud.engine.step_sampler import StepSampler
 from pilotfish_cloud.engine.step_times import step_times
+from pilotfish_cloud.engine.step_trace import StepTrace
 from pilotfish_core.cloud_core import CloudLimits, VerifyCounts
 from pilotfish_core.drafts import DraftRun
 from pilotfish_core.errors import EngineFailure, PilotfishError, Unavailable
@@ -97,6 +99,7 @@ class EmbeddedEngine(Engine):
         for rows, load, seconds in step_times(self.runner, most=config.max_draft_rows + 1):
             self.scheduler.policy.observe(rows, seconds, load)
         self._sampler = StepSampler(self.tokenizer)
+        self._trace: StepTrace | None = None
         self._verify = VerifyCounts()
         limits = CloudLimits(
             max_draft_tokens=config.max_draft_tokens,
@@ -143,7 +146,7 @@ class EmbeddedEngine(Engine):
     def load(cls, config: ServerConfig) -> EmbeddedEngine:
         """Load the model that a server was asked to serve. Raises ModelLoadError, LocalError."""
         torch.set_num_threads(config.threads)
-        return cls(
+        engine = cls(
             load_model(config.model, dtype=config.dtype, device=config.device),
             EngineConfig(
                 max_model_len=config.max_model_len,
@@ -160,6 +163,13 @@ class EmbeddedEngine(Engine):
             if config.draft_model is None
             else load_model(config.draft_model, dtype=config.dtype, device=config.device),
         )
+        if config.trace is not None:
+            engine.trace(config.trace)
+        return engine
+
+    def trace(self, path: Path) -> None:
+        """Write there when each step ran, until closed. Before ``start``. Raises LocalError when it cannot be begun."""
+        self._trace = StepTrace(path)
 
     # -- any thread -------------------------------------------------------------------------------------------------
 
@@ -208,6 +218,8 @@ class EmbeddedEngine(Engine):
             self._wake.notify()
         if self._worker is not None and self._worker is not threading.current_thread():
             self._worker.join()
+        if self._trace is not None:
+            self._trace.close()
 
     def stats(self) -> EngineStats:
         """A snapshot of the counters."""
@@ -308,7 +320,7 @@ class EmbeddedEngine(Engine):
             step = self.scheduler.schedule(began)
             if step is None:
                 return False
-            self._execute(step)
+            self._execute(step, began)
         except Exception as error:
             _log.exception("a step failed")
             failure = EngineFailure("the verifier could not compute a step", private=repr(error))
@@ -321,7 +333,7 @@ class EmbeddedEngine(Engine):
         self._step_histogram[bisect.bisect_left(STEP_BUCKETS, seconds)] += 1
         return True
 
-    def _execute(self, step: ScheduledStep) -> None:
+    def _execute(self, step: ScheduledStep, scheduled_at: float) -> None:
         began = time.monotonic()  # after the cloud's own drafting, which is no part of a step's time
         self.runner.prepare(step)
         for sequence in step.admitted:
@@ -349,7 +361,11 @@ class EmbeddedEngine(Engine):
         for sequence in done.ended:
             self._forget(sequence, wipe=sequence.key in failed)
         self._tell()
+        told = time.monotonic() if self._trace is not None else 0.0
         self._events += [AdviceEvent(sequence.key, advice) for sequence, advice in self.scheduler.look_ahead(done, now)]
+        if self._trace is not None:
+            ended = time.monotonic()
+            self._trace.step(step, done, began=scheduled_at, took_s=now - began, told=told, ended=ended)
 
     def _tell(self) -> None:
         events, self._events = self._events, []
@@ -379,6 +395,8 @@ class EmbeddedEngine(Engine):
         self._unopened.add(request.key)
         self._sampler.opened(sequence)
         self.scheduler.add(sequence)
+        if self._trace is not None:
+            self._trace.asked(sequence, time.monotonic())
 
     def _on_message(self, key: str, message: Callable[[Sequence], object]) -> None:
         sequence = self._sequences.get(key)
@@ -412,6 +430,8 @@ class EmbeddedEngine(Engine):
         """``wipe`` what it left in its arena: it may hold NaN."""
         self.runner.detach(sequence, wipe=wipe)
         self._sampler.ended(sequence.key)
+        if self._trace is not None:
+            self._trace.forgotten(sequence.key)
         self._unopened.discard(sequence.key)
         self._sequences.pop(sequence.key, None)
 

@@ -26,6 +26,7 @@ from pilotfish.bench.stage import staged
 from pilotfish.bench.sweep import Target, sweep
 from pilotfish.files import replace_file
 from pilotfish.output import note, show
+from pilotfish.trace_file import tracing
 
 
 def add_bench_parser(commands: Any) -> None:
@@ -60,6 +61,11 @@ def add_bench_parser(commands: Any) -> None:
     output = parser.add_argument_group("output")
     output.add_argument(
         "--json", nargs="?", const=STDOUT, metavar="FILE", help="the figures as JSON, to FILE or to standard output"
+    )
+    output.add_argument(
+        "--trace",
+        metavar="FILE.jsonl",
+        help="when what happened, for pilotfish-sim calibrate; the local verifier's own goes to FILE.cloud.jsonl",
     )
     output.add_argument("--plot", metavar="FILE.png", help="tokens/s over the round trip as a picture")
     parser.set_defaults(run=run)
@@ -136,9 +142,9 @@ def run(arguments: argparse.Namespace) -> int:
         verdicts.append(verdict_of(own))
         say("", str(cell), *table(own))
 
-    with staged(settings, progress.say) as stage:
+    with staged(settings, progress.say) as stage, tracing(settings.trace) as trace:
         try:
-            target = run_apart(sweep(settings, stage, progress, done))
+            target = run_apart(sweep(settings, stage, progress, done, trace))
         finally:
             progress.clear()
         pins = stage.pins

@@ -58,6 +58,15 @@ class Settings:
     pin: bool
     json: str | None
     plot: str | None
+    trace: str | None
+
+    @property
+    def verifier_trace(self) -> str | None:
+        """Where a verifier started here writes its trace: run.cloud.jsonl beside run.jsonl."""
+        if self.trace is None or self.local is None:
+            return None
+        path = Path(self.trace)
+        return str(path.with_name(f"{path.stem}.cloud{path.suffix}").absolute())
 
     @property
     def device_drafts(self) -> bool:
@@ -89,6 +98,7 @@ def settings_of(arguments: argparse.Namespace) -> Settings:
         pin=arguments.pin,
         json=arguments.json,
         plot=arguments.plot,
+        trace=arguments.trace,
     )
     _check_links(settings)
     _check_files(settings)
@@ -182,6 +192,8 @@ def _check_links(settings: Settings) -> None:
 def _check_files(settings: Settings) -> None:
     if settings.json not in (None, STDOUT):
         check_replaceable("--json", str(settings.json))
+    if settings.trace is not None:
+        check_replaceable("--trace", settings.trace)
     if settings.plot is not None:
         if Path(settings.plot).suffix.lower() != ".png":
             raise InvalidParameter.of("--plot", settings.plot, "a file whose name ends with .png")

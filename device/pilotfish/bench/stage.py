@@ -77,6 +77,8 @@ def _verifier(target: Path, settings: Settings, pins: Pins | None, stack: ExitSt
     flags = list(local.flags) if local is not None else []
     if local is not None and local.draft_model:
         flags += ["--draft-model", str(find_reference(settings.reference) / "draft")]
+    if settings.verifier_trace is not None:
+        flags += ["--trace", settings.verifier_trace]
     verifier = VerifierProcess(target, *flags)
     stack.callback(verifier.stop)  # first: it does no harm to one that was not started
     with contextlib.nullcontext() if pins is None else pins.starting_verifier():

@@ -21,6 +21,7 @@ from pilotfish_core.drafter import Drafter
 from pilotfish_core.errors import InvalidParameter, UnknownModel
 from pilotfish_core.modes import Arm, CloudDraft
 from pilotfish_core.tokenizer import Tokenizer
+from pilotfish_core.trace import TraceWriter
 
 Done = Callable[[Cell, Measured], None]
 
@@ -35,8 +36,11 @@ class Target:
     deterministic: bool
 
 
-async def sweep(settings: Settings, stage: Stage, progress: Progress, done: Done) -> Target:
-    """Run every cell; ``done`` is called after each with all that was measured so far.
+async def sweep(
+    settings: Settings, stage: Stage, progress: Progress, done: Done, trace: TraceWriter | None = None
+) -> Target:
+    """Run every cell; ``done`` is called after each with all that was measured so far. What counts, and the warm-ups
+    before it, is written to ``trace``.
 
     Raises what the verifier answers, and what ends an answer.
     """
@@ -63,7 +67,7 @@ async def sweep(settings: Settings, stage: Stage, progress: Progress, done: Done
         warmup=settings.warmup,
         timeout_s=settings.timeout_s,
     )
-    runner = Runner(work, _connecting(settings, stage, tokenizer, drafter), progress)
+    runner = Runner(work, _connecting(settings, stage, tokenizer, drafter, trace), progress)
     for cell in settings.cells:
         await runner.run(cell, settings.arms)
         done(cell, runner.measured)
@@ -105,7 +109,7 @@ async def _prime(client: AsyncClient, prompts: Sequence[Tokens], settings: Setti
 
 
 def _connecting(
-    settings: Settings, stage: Stage, tokenizer: Tokenizer, drafter: Drafter | None
+    settings: Settings, stage: Stage, tokenizer: Tokenizer, drafter: Drafter | None, trace: TraceWriter | None
 ) -> Callable[[Arm, Cell], AsyncClient]:
     def connect(arm: Arm, cell: Cell) -> AsyncClient:
         return AsyncClient(
@@ -115,6 +119,14 @@ def _connecting(
             model=settings.model,
             window=settings.window,
             arm=arm,
+            trace=None
+            if trace is None
+            else trace.client(
+                str(arm),
+                rtt_ms=cell.rtt_ms,
+                concurrency=cell.concurrency,
+                warmup=settings.warmup * cell.concurrency,
+            ),
         )
 
     return connect

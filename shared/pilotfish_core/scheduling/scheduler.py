@@ -66,9 +66,9 @@ class Scheduler:
     def has_work(self, now: float) -> bool:
         """Whether a step could begin: a sequence is runnable, and no draft is waited for by all of them."""
         if self._together:
-            waited_for = any(
-                sequence.status is SequenceStatus.RUNNING and sequence.core.held(now) for sequence in self._together
-            )
+            # All are asked: a hold that is over must not stay anybody's next deadline, or an engine would spin on it.
+            held = [sequence.core.held(now) for sequence in self._together if sequence.status is SequenceStatus.RUNNING]
+            waited_for = any(held)
             others = [sequence for sequence in self.running if sequence not in self._together]
             if waited_for and not self.waiting.runnable(now) and not any(other.runnable(now) for other in others):
                 return False
