@@ -63,7 +63,12 @@ async def test_the_standard_reflection_service(verifier: Verifier) -> None:
 
     names, service = await asyncio.to_thread(ask)
     assert {SERVICE, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"} <= set(names)
-    assert [method.name for method in service.methods] == ["Generate", "Describe", "FetchTokenizer"]
+    assert [method.name for method in service.methods] == [
+        "Generate",
+        "Describe",
+        "FetchTokenizer",
+        "FetchChatTemplate",
+    ]
 
 
 async def test_reflection_can_be_left_out() -> None:
