@@ -24,10 +24,11 @@ from transformers import AutoModelForCausalLM, DynamicCache
 
 from pilotfish.bench.machine import load
 from pilotfish_cloud.engine.attention_plan import Segment
-from pilotfish_cloud.engine.determinism import Rule, calibrate, normal_rule, self_check
+from pilotfish_cloud.engine.determinism import calibrate, self_check
 from pilotfish_cloud.engine.fingerprint import machine_facts
 from pilotfish_cloud.engine.loading import DTYPES, load_model
 from pilotfish_cloud.engine.model_runner import ModelRunner
+from pilotfish_cloud.engine.rule import Rule, normal_rule
 
 CELLS = {"1 row": [1], "2 rows": [2], "4 rows": [4], "8 rows": [8], "16 rows": [16], "8 x 1 row": [1] * 8}
 

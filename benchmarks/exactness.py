@@ -1,7 +1,7 @@
 """Whether drafts ever change the text: differing tokens against the target alone, through the real thing.
 
     python -m benchmarks.exactness [--prompts 200] [--tokens 128] [--out benchmarks/results/exactness.json]
-        [--only deterministic|reference|normal] [--quick]
+        [--only deterministic|reference|normal] [--quick] [--reference FOLDER]
 
 Every answer comes over gRPC on loopback from `pilotfish-cloud serve` processes, two of equal settings at a time,
 through the SDK's AsyncClient. Three parts:
@@ -11,6 +11,9 @@ deterministic   a pairwise design over draft, window, sampling, batch, resume, d
 reference       the target alone (float32) against plain transformers and the sampling specification as written. A
                 mismatch that no near-tie explains is a failure.
 normal          how often normal mode differs from itself alone and unbatched: measured, not judged.
+
+``--reference`` names a folder of another pair. ``exactness_inflated.json`` is of the demo's inflated target: a folder
+with links, ``target`` to build/demo/target-* and ``draft`` to reference/draft.
 
 A cell that is done (same weights, settings, code and torch) is not run again when ``--out`` names a file that has it.
 The exit status is 1 when a deterministic cell differs or its evidence is missing, or a reference mismatch is

@@ -19,6 +19,7 @@ from pilotfish_cloud.engine.engine import EmbeddedEngine
 from pilotfish_cloud.engine.engine_config import EngineConfig
 from pilotfish_cloud.engine.linear import PackedLinear
 from pilotfish_cloud.engine.loading import load_model
+from pilotfish_cloud.engine.rule import row_ladder
 from pilotfish_core.errors import LocalError
 from tests.cloud.engines import Ear, drafting, request, running
 from tests.device import models as tiny
@@ -180,12 +181,12 @@ def test_without_it_few_row_counts_are_ever_computed(folder: Path, monkeypatch: 
             engine.open(request(str(length), prompt, max_tokens=9, ignore_eos=True))
         ear.wait_end(*map(str, lengths))
     assert len(seen) > 8
-    assert seen <= set(determinism.row_ladder(300))
+    assert seen <= set(row_ladder(300))
 
 
 @given(st.integers(1, 5000))
 def test_the_ladder_of_row_counts(rows: int) -> None:
-    ladder = determinism.row_ladder(rows)
+    ladder = row_ladder(rows)
     assert ladder[-1] >= rows
     assert len(ladder) <= 8 + 4 * rows.bit_length()
     assert all(lower < upper <= max(lower + 1, lower * 1.25) for lower, upper in itertools.pairwise(ladder))

@@ -16,9 +16,9 @@ from typing import Final
 import torch
 
 from pilotfish_cloud.engine.attention_plan import Segment
-from pilotfish_cloud.engine.determinism import normal_rule, row_ladder
 from pilotfish_cloud.engine.loading import LoadedModel
 from pilotfish_cloud.engine.model_runner import ModelRunner
+from pilotfish_cloud.engine.rule import normal_rule, row_ladder
 from pilotfish_cloud.engine.sampler import Sampler, SequenceRows
 from pilotfish_core.errors import TokenizerMismatch
 from pilotfish_core.estimators import Average

@@ -20,7 +20,7 @@ from typing import Final
 import torch
 
 from pilotfish_cloud.config import ServerConfig
-from pilotfish_cloud.engine.determinism import calibrate, normal_rule
+from pilotfish_cloud.engine.determinism import calibrate
 from pilotfish_cloud.engine.draft_model import DraftModel
 from pilotfish_cloud.engine.engine_config import EngineConfig, scheduler_config, speculation_policy
 from pilotfish_cloud.engine.fingerprint import fingerprint
@@ -40,6 +40,7 @@ from pilotfish_cloud.engine.interface import (
 from pilotfish_cloud.engine.loading import LoadedModel, load_model
 from pilotfish_cloud.engine.model_runner import ModelRunner
 from pilotfish_cloud.engine.opening import Opener
+from pilotfish_cloud.engine.rule import normal_rule
 from pilotfish_cloud.engine.step_sampler import StepSampler
 from pilotfish_cloud.engine.step_times import step_times
 from pilotfish_cloud.engine.step_trace import StepTrace

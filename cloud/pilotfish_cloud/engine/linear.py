@@ -1,8 +1,9 @@
-"""Linear layers over prepacked weights, run in tiles whose sizes are known to give the same bits.
+"""Linear layers over prepacked weights, run with row counts from a list (``rule``, ``determinism``).
 
 On CPU, oneDNN computes a matrix product from weights that were reordered once at load: faster for few rows than
 ``F.linear`` (which reorders bf16 weights in every call), and its order of summation hardly depends on the number of
-rows. Where it does depend, ``tile_sizes`` lists the numbers of rows that a deterministic engine may use.
+rows. Where it does depend, ``tile_sizes`` lists the numbers of rows that a deterministic engine may use; in normal mode
+it keeps them few, since each has a kernel of its own.
 """
 
 from __future__ import annotations
