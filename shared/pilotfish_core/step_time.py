@@ -50,12 +50,12 @@ class StepTime:
     """t(rows, context, pairs) = f(rows) + g context + h pairs; see ``Load``. Seconds.
 
     f goes through the averages at the row counts seen, joined by straight lines, or in stairs where the engine pads its
-    rows; it never falls: where a larger step
-    was seen to be faster (noise), both count as one (isotonic regression). g and h, never negative, are what the time
-    changes by with the context among steps of as many rows (least squares over comparisons within these groups, so that
-    more sequences with more context each are not mistaken for dear rows), shrunk towards nothing until contexts have
-    varied. A single step counts for at most three times what was expected; the third such one in a row is believed. Row
-    counts that do not come up any more are forgotten, so that a machine that has become faster is found out.
+    rows; it never falls: where a larger step was seen to be faster (noise), both count as one (isotonic regression). g
+    and h, never negative, are what the time changes by with the context among steps of as many rows (least squares over
+    comparisons within these groups, so that more sequences with more context each are not mistaken for dear rows),
+    shrunk towards nothing until contexts have varied. A single step counts for at most three times what was expected;
+    the third such one in a row is believed. Row counts that do not come up any more are forgotten, so that a machine
+    that has become faster is found out.
     """
 
     def __init__(self, *, gain: float = 0.1, row_sizes: Sequence[int] = ()) -> None:
@@ -225,9 +225,10 @@ class StepTime:
 
     def _key(self, rows: int) -> int:
         """Each size to which steps are padded; else each up to ``EXACT``, then eight groups an octave."""
-        if self._row_sizes.size and rows <= self._row_sizes[-1]:
+        padded = int(self._row_sizes[-1]) if self._row_sizes.size else 0
+        if rows <= padded:
             return self._padded(rows)
         if rows <= EXACT:
             return rows
         shift = rows.bit_length() - 4
-        return rows >> shift << shift
+        return max(rows >> shift << shift, padded + 1)  # a group begins no earlier than where the padding ends

@@ -3,7 +3,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pilotfish_core.estimators import Acceptance, Average, Load, Response, RoundTrip, StepTime
@@ -95,6 +95,7 @@ def test_step_time_goes_in_stairs_where_rows_are_padded() -> None:
     st.lists(st.integers(1, 150), max_size=9, unique=True),
     st.integers(1, 300),
 )
+@example(seen=[(1, 1.0), (66, 0.5)], sizes=[65], rows=66)
 def test_stairs_never_fall_either(seen: list[tuple[int, float]], sizes: list[int], rows: int) -> None:
     curve = StepTime(row_sizes=sorted(sizes))
     for count, duration in seen:
