@@ -51,7 +51,8 @@ class ModelRunner:
         self.linears: list[PackedLinear] = pack_linears(loaded.model, packed=self.packed)
         self.rope_length = pin_rope(loaded.model, max_len)
         self._backbone: nn.Module = loaded.model.get_submodule("model")
-        self.lm_head: nn.Module = _Head(loaded.model.get_submodule("lm_head"), self.shape.logit_softcap)
+        self.output_layer = next(linear for linear in self.linears if linear is loaded.model.get_submodule("lm_head"))
+        self.lm_head: nn.Module = _Head(self.output_layer, self.shape.logit_softcap)
         self.rule = AttentionRule()
         self.row_sizes: tuple[int, ...] | None = None
         self.store = KVStore(
