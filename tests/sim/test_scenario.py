@@ -45,6 +45,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"arm": "co-located-model"}, "expected target.draft_step_ms to be given with it"),
     ({"target": {"step_ms": 0}}, "target.step_ms is 0; expected milliseconds above 0, or a curve"),
     ({"target": {"step_ms": {1: 30, 8: 20}}}, "never falling"),
+    ({"target": {"row_sizes": [8, 4]}}, "target.row_sizes is [8, 4]; expected row counts that ascend"),
+    ({"target": {"row_sizes": 4}}, "target.row_sizes is 4; expected a list of row counts"),
     ({"target": {"step_ms": 30, "gpu": "h100"}}, "target.gpu is 'h100'; expected nothing beside target.step_ms"),
     ({"target": {"model": "llama-3.1-70b"}}, "target.gpu is ''; expected one of h100"),
     (

@@ -367,7 +367,8 @@ class EmbeddedEngine(Engine):
         self._events += [AdviceEvent(sequence.key, advice) for sequence, advice in self.scheduler.look_ahead(done, now)]
         if self._trace is not None:
             ended = time.monotonic()
-            self._trace.step(step, done, began=scheduled_at, took_s=now - began, told=told, ended=ended)
+            padded = self.runner.padded(step.num_rows)
+            self._trace.step(step, done, padded=padded, began=scheduled_at, took_s=now - began, told=told, ended=ended)
 
     def _tell(self) -> None:
         events, self._events = self._events, []

@@ -108,7 +108,7 @@ class ModelRunner:
 
     def hidden(self, tokens: Seq[int], segments: Seq[Segment]) -> Tensor:
         """Last hidden states [rows, hidden] of the packed rows (without padding). Call in inference mode."""
-        rows = self._padded(len(tokens))
+        rows = self.padded(len(tokens))
         context = AttentionStep(self.store, segments, rows, self.shape.group, self.rule)
         ids = torch.zeros(1, rows, dtype=torch.long)
         ids[0, : len(tokens)] = torch.tensor(tokens)
@@ -120,7 +120,8 @@ class ModelRunner:
         hidden: Tensor = output.last_hidden_state[0]
         return hidden[: len(tokens)]
 
-    def _padded(self, rows: int) -> int:
+    def padded(self, rows: int) -> int:
+        """The rows that a step of so many computes. Raises ValueError for more than were announced."""
         if self.row_sizes is None:
             return rows
         index = bisect.bisect_left(self.row_sizes, rows)
