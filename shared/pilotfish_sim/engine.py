@@ -336,4 +336,6 @@ def speculation_policy(target: Target) -> SpeculationPolicy:
         return policy
     if target.speculation == "fixed":
         return FixedRows(target.max_draft_rows)
-    return Goodput(target.max_draft_rows, hold_cap=target.hold_cap_ms / 1e3, row_sizes=target.row_sizes)
+    return Goodput(
+        target.max_draft_rows, hold_cap=target.hold_cap_ms / 1e3, row_sizes=target.row_sizes, tuning=target.tuning
+    )

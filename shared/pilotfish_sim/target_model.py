@@ -7,7 +7,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, Protocol
 
-from pilotfish_sim.fields import Section, Wrong, checked, flag, integer, number, numbers, text
+from pilotfish_core.tuning import RowTuning
+from pilotfish_sim.fields import Section, Wrong, checked, constants, flag, integer, number, numbers, text
 
 GIB: Final = 2**30
 
@@ -133,6 +134,7 @@ class Target(Section):
     prefix_cache: bool = flag(True)
     speculation: str = text("goodput")
     hold_cap_ms: float = number(50.0, 0.0, 1e4, "milliseconds")
+    tuning: RowTuning = constants(RowTuning)
     policy: str = text("")  # module:Class of a SpeculationPolicy under study
     draft_step_ms: float | None = number(None, 0.0, 1e4, "milliseconds", above=True)
     draft_acceptance: float = number(0.8, 0.0, 1.0)
