@@ -293,6 +293,13 @@ class DraftPolicy:
         return self.reason not in (DraftReason.FIXED, DraftReason.BATTERY, DraftReason.BYTES, DraftReason.NO_DRAFTER)
 
     @property
+    def _lasting(self) -> float:
+        """The acceptance that arms are chosen by: what all answers showed, as far as this one does not contradict it.
+        What a few comparisons say changes with the luck of the draft, and so would the arm.
+        """
+        return min(max(self.memory.acceptance.rate, self.acceptance.lower), self.acceptance.upper)
+
+    @property
     def _depth(self) -> int:
         return depth(self.acceptance.rate, self._tuning.worth)
 
@@ -314,12 +321,11 @@ class DraftPolicy:
         step, draft = self._plain_step(), self.memory.draft_time.value
         if step is None or step <= 0 or draft is None or not self._experienced:
             return None
-        rate = self.acceptance.rate
         pipeline = Pipeline(
-            acceptance=rate,
+            acceptance=self._lasting,
             response=(self.memory.round_trip.now or 0.0) + draft,
             gap=draft,
-            window=min(self.config.window, self._depth),
+            window=min(self.config.window, depth(self._lasting, self._tuning.worth)),
         )
         return pipeline, step
 
