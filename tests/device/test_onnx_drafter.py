@@ -124,7 +124,7 @@ def test_buffers_grow_and_keep_what_they_hold(
     exported: dict[str, Path], reference: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pilotfish.drafters.onnx.FIRST_CAPACITY", 4)
-    monkeypatch.setattr("pilotfish.drafters.onnx.CHUNK", 6)
+    monkeypatch.setattr("pilotfish.drafters.model.CHUNK", 6)
     ids = [int(token) for token in np.random.default_rng(1).integers(0, 259, 90)]
     rows = reference.logits(ids)
     context = OnnxDrafter(exported["fp32"]).open(SamplingParams(), 0)
