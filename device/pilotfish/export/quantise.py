@@ -37,6 +37,16 @@ def quantise(weight: Matrix, bits: int, block: int = BLOCK) -> tuple[NDArray[np.
     return packed, scales
 
 
+def quantise_rows(weight: Matrix) -> tuple[NDArray[np.int8], Matrix]:
+    """Symmetric round-to-nearest with one scale per row of ``[rows, columns]``.
+
+    Returns int8 values in [-127, 127] of the same shape and the scales, float32 ``[rows]``.
+    """
+    scales = (np.abs(weight).max(axis=1, initial=0.0) / 127).astype(np.float32)
+    scales[scales == 0] = 1.0
+    return np.rint(weight / scales[:, None]).astype(np.int8), scales
+
+
 def dequantise(packed: NDArray[np.uint8], scales: Matrix, bits: int, columns: int) -> Matrix:
     """What ``quantise`` made of a matrix, float32 ``[rows, columns]``."""
     values = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1)
