@@ -31,7 +31,9 @@ def availability() -> dict[str, Runtime]:
         _of("onnx", "runs drafts of `pilotfish export --to onnx` and `--to onnx-web`", "onnxruntime", "onnxruntime"),
         _core_ml(),
         _of("export-onnx", "writes exports for ONNX Runtime", "torch transformers safetensors onnx", "export"),
-        _of("export-coreml", "writes exports for Core ML", "torch transformers safetensors coremltools", "coreml"),
+        _of(
+            "export-coreml", "writes exports for Core ML", "torch transformers safetensors coremltools", "export,coreml"
+        ),
         _genai(),
     )
     return {runtime.name: runtime for runtime in runtimes}

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 BLOCK: Final = 32  # columns that share a scale
 _ROWS_AT_ONCE: Final = 4096  # bounds the working memory
 _SHRINKS: Final = {4: tuple(1.0 - 0.03 * step for step in range(11)), 8: (1.0,)}
+_CLIPS: Final = (1.0, 0.92, 0.84, 0.76)  # shares of a block's least and largest value that its levels span
 
 Matrix = NDArray[np.float32]
 
@@ -45,6 +46,33 @@ def quantise_rows(weight: Matrix) -> tuple[NDArray[np.int8], Matrix]:
     scales = (np.abs(weight).max(axis=1, initial=0.0) / 127).astype(np.float32)
     scales[scales == 0] = 1.0
     return np.rint(weight / scales[:, None]).astype(np.int8), scales
+
+
+def on_grid(weight: Matrix, block: int) -> Matrix:
+    """``weight`` on grids of 16 levels, chosen with the clipping that a plain 4-bit quantiser does not try.
+
+    Per block of ``block`` columns (a divisor of their number) the values are ``(level - zero) * scale``, levels 0 to
+    15 and zero an integer, with the least squared error of those tried. Both end levels are taken, so that a
+    quantiser which spans a block from its least to its largest value finds the same grid again.
+    """
+    blocks = weight.reshape(len(weight), -1, block)
+    lowest = np.minimum(blocks.min(axis=-1, keepdims=True), 0.0)
+    highest = np.maximum(blocks.max(axis=-1, keepdims=True), 0.0)
+    best, best_error = blocks, np.full(lowest.shape, np.inf, dtype=np.float32)
+    for below in _CLIPS:
+        for above in _CLIPS:
+            scale = (highest * above - lowest * below) / 15
+            scale[scale == 0] = 1.0
+            zero = np.rint(-lowest * below / scale)
+            levels = np.clip(np.rint(blocks / scale) + zero, 0, 15)
+            rounded = (levels - zero) * scale
+            error = np.square(rounded - blocks).sum(axis=-1, keepdims=True)
+            spans = (levels.min(axis=-1, keepdims=True) == 0) & (levels.max(axis=-1, keepdims=True) == 15)
+            better = (error < best_error) & spans
+            best = np.where(better, rounded, best)
+            best_error = np.where(better, error, best_error)
+    result: Matrix = best.reshape(weight.shape).astype(np.float32)
+    return result
 
 
 def dequantise(packed: NDArray[np.uint8], scales: Matrix, bits: int, columns: int) -> Matrix:
