@@ -11,10 +11,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pilotfish.availability import Runtime, availability
     from pilotfish.client import AsyncClient, Client, Stream
     from pilotfish.generation import Generation
     from pilotfish.result import Metrics, Piece, Result
+    from pilotfish.runtimes import Runtime, availability
     from pilotfish.served_model import ServedModel
     from pilotfish.stream import AsyncStream
     from pilotfish_core.drafts import FinishReason, Origin
@@ -58,11 +58,11 @@ _MODULES = {
     "Piece": "pilotfish.result",
     "PilotfishError": "pilotfish_core.errors",
     "Result": "pilotfish.result",
-    "Runtime": "pilotfish.availability",
+    "Runtime": "pilotfish.runtimes",
     "SamplingParams": "pilotfish_core.parameters",
     "ServedModel": "pilotfish.served_model",
     "Stream": "pilotfish.client",
-    "availability": "pilotfish.availability",
+    "availability": "pilotfish.runtimes",
 }
 
 

@@ -7,8 +7,8 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-from pilotfish.availability import availability, table
 from pilotfish.output import show
+from pilotfish.runtimes import availability, table
 
 if TYPE_CHECKING:
     Subparsers = argparse._SubParsersAction[argparse.ArgumentParser]

@@ -13,8 +13,8 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pilotfish.availability import core_ml_reason
 from pilotfish.drafters.model import KvCache, ModelDrafter, Row
+from pilotfish.runtimes import core_ml_reason
 from pilotfish_core.errors import ModelLoadError
 
 PACKAGE: Final = "model.mlpackage"

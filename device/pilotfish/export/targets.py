@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pilotfish.availability import core_ml_reason
+from pilotfish.runtimes import core_ml_reason
 from pilotfish_core.errors import ModelLoadError
 
 if TYPE_CHECKING:
