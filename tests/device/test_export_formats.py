@@ -79,7 +79,7 @@ def test_what_is_not_to_be_had_says_why() -> None:
 
 
 def test_a_tied_matrix_is_stored_once(tmp_path: Path) -> None:
-    changes = {"vocab_size": 4096, "num_hidden_layers": 1}
+    changes: dict[str, Any] = {"vocab_size": 4096, "num_hidden_layers": 1}
     source = tiny.build("Llama", tmp_path / "source", tie_word_embeddings=True, **changes)
     for to in ("onnx", "onnx-web"):
         for quant, width in (("fp32", 4), ("fp16", 2), ("int8", 1.25)):

@@ -69,7 +69,8 @@ def _converted(ct: Any, checkpoint: Checkpoint, quant: str) -> Any:
     ids = torch.zeros(1, new, dtype=torch.int32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that tracing is an old way; the new one takes four times as long here
-        traced = torch.jit.trace(decoder, (ids, ids, torch.zeros(1, 1, new, total)), check_trace=False)
+        trace: Callable[..., Any] = torch.jit.trace
+        traced = trace(decoder, (ids, ids, torch.zeros(1, 1, new, total)), check_trace=False)
     length = checkpoint.shape.context_length
     rows, columns = ct.RangeDim(1, min(CHUNK, length), default=1), ct.RangeDim(1, length, default=1)
     cache = tuple(decoder.keys.shape)
@@ -121,7 +122,7 @@ def _rounded(ct: Any, model: Any, checkpoint: Checkpoint, quant: str) -> Any:
     by_name = {}
     for operation in model._mil_program.functions["main"].operations:
         name = operation.name if operation.op_type == "const" else ""
-        shape = operation.outputs[0].shape if operation.outputs else ()
+        shape: tuple[int, ...] = operation.outputs[0].shape if operation.outputs else ()
         if name in ("embedding_to_fp16", "head_weight_to_fp16"):
             by_name[name] = outer
         elif name.startswith("layers_") and name.endswith("_weight_to_fp16") and len(shape) == 2:
