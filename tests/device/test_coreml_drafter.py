@@ -101,7 +101,7 @@ def test_the_reference_draft(quant: str, tmp_path: Path) -> None:
     same = found.argmax(axis=1) == expected.argmax(axis=1)
     error = float(np.sqrt(np.square(found - expected).mean() / np.square(expected).mean()))
     print(f"{quant}: best token equal at {same.sum()} of 500, relative RMS {error:.4f}")  # noqa: T201
-    most, fewest = {"fp16": (0.005, 498), "int8": (0.05, 475), "int4": (0.2, 400)}[quant]
+    most, fewest = {"fp16": (0.005, 498), "int8": (0.05, 475), "int4": (0.12, 440)}[quant]
     assert error <= most
     assert same.sum() >= fewest
     if quant == "fp16":
@@ -128,6 +128,8 @@ def test_only_the_matrices_are_rounded(int4: CoreMLDrafter) -> None:
     block = next(iter(spec.mlProgram.functions["main"].block_specializations.values()))
     rounded = [op for op in block.operations if op.type == "constexpr_blockwise_shift_scale"]
     assert len(rounded) == 2 * 7 + 2
+    types = sorted(op.outputs[0].name for op in rounded)
+    assert not [name for name in types if "norm" in name or "before" in name or "sines" in name]
     assert spec.specificationVersion == coremltools.target.iOS18
 
 

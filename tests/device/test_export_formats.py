@@ -37,7 +37,7 @@ FORMATS = [
     ("coreml", "int4"),
 ]
 MOST = {"fp32": 1e-5, "fp16": 0.01, "int8": 0.05, "int4": 0.5}  # relative RMS of random weights
-MOST_REFERENCE = {"fp32": 1e-5, "fp16": 0.005, "int8": 0.05, "int4": 0.25}
+MOST_REFERENCE = {"fp32": 1e-5, "fp16": 0.005, "int8": 0.05, "int4": 0.12}
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_the_reference_draft(to: str, quant: str, tmp_path: Path) -> None:
     report = export_model(REFERENCE, tmp_path / "out", to=to, quant=quant)
     print(f"{to} {quant}: {report.size} bytes, {report.match}")  # noqa: T201
     assert report.match["relative_rms"] <= MOST_REFERENCE[quant]
-    assert report.match["coupled_match"] >= {"fp32": 1.0, "fp16": 0.99, "int8": 0.94, "int4": 0.77}[quant]
+    assert report.match["coupled_match"] >= {"fp32": 1.0, "fp16": 0.99, "int8": 0.94, "int4": 0.89}[quant]
 
 
 def test_what_is_not_to_be_had_says_why() -> None:

@@ -145,6 +145,9 @@ def _load_model(folder: Path) -> Any:
             raise _unusable(folder, error) from error
     if report["missing_keys"]:  # it would have filled them with random numbers
         raise ModelLoadError(f"the weights in {folder} lack {min(report['missing_keys'])}, which config.json asks for")
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ModelLoadError(f"the weights in {folder} are damaged: {name} has values that are no numbers")
     return model.eval()
 
 

@@ -32,6 +32,9 @@ def add_export_parser(subparsers: Subparsers) -> argparse.ArgumentParser:
     parser.add_argument("--quant", choices=QUANTS, default="int8", help="weights (default: int8)")
     parser.add_argument("--max-model-len", type=int, metavar="N", help="context length (default: the model's)")
     parser.add_argument("--text-file", metavar="FILE", help="UTF-8 text to measure on")
+    parser.add_argument(
+        "--calibration-file", metavar="FILE", help="UTF-8 text like what the model will write, to round int4 with"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier export")
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.set_defaults(run=run_export)
@@ -56,6 +59,7 @@ def _export(arguments: argparse.Namespace, bar: ProgressBar) -> ExportReport:
         to=arguments.to,
         quant=arguments.quant,
         text=_text(arguments.text_file),
+        calibration=_text(arguments.calibration_file),
         context_length=arguments.max_model_len,
         overwrite=arguments.overwrite,
         progress=bar,

@@ -7,15 +7,15 @@ Inputs, all of them flexible in ``new`` and ``total``; the output; and two state
     mask         float16 [1, 1, new, total]     values  float16 the same
 
 It needs iOS 18 or macOS 15, the first with states. Weights are float16; int8 with one scale per output; or int4
-with a scale and a zero for each 32 inputs (fewer where they do not divide), embedding and head int8.
+with a scale and a zero for each 32 inputs, embedding, head and matrices that do not divide by 32 int8.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -23,18 +23,25 @@ import numpy as np
 from pilotfish.drafters.model import CHUNK
 from pilotfish.export.checkpoint import Checkpoint
 from pilotfish.export.coremltools_quiet import quiet
-from pilotfish.export.quantise import BLOCK, on_grid
+from pilotfish.export.quantise import BLOCK, Packed, dequantise
 from pilotfish_core.errors import MissingExtra, ModelLoadError
 
 DEFAULT_CONTEXT: Final = 4096  # of models that have more: the state is allocated whole
 MAX_CONTEXT: Final = 32767  # positions are int16 inside the converted program
-_SMALLEST_BLOCK: Final = 8  # with a scale of 16 bits and a zero, 6.5 bits a weight
+_QUANTISATION: Final = 3  # as coremltools counts kinds of compression
 _TRACED: Final = (2, 5)  # new and total tokens of the example; any that are not one
 
 
-def write_package(checkpoint: Checkpoint, quant: str, package: Path, progress: Callable[[float], None]) -> None:
+def write_package(
+    checkpoint: Checkpoint,
+    quant: str,
+    package: Path,
+    progress: Callable[[float], None],
+    rounded: Mapping[str, Packed] = MappingProxyType({}),
+) -> None:
     """Write ``checkpoint`` as the folder ``package``; ``quant`` fp16, int8 or int4.
 
+    ``rounded``: matrices of layers in int4. Others than these, and those of odd sizes, have int8.
     Raises MissingExtra without coremltools, ModelLoadError for a context beyond MAX_CONTEXT.
     """
     if checkpoint.shape.context_length > MAX_CONTEXT:
@@ -47,24 +54,24 @@ def write_package(checkpoint: Checkpoint, quant: str, package: Path, progress: C
         except ImportError:
             raise MissingExtra.of("coremltools", "coreml", "exporting to Core ML") from None
         progress(0.1)  # about the time that the import takes
-        model = _converted(coremltools, checkpoint, quant)
+        model = _converted(coremltools, checkpoint, rounded)
         progress(0.6)
         if quant != "fp16":
-            model = _rounded(coremltools, model, checkpoint, quant)
+            model = _rounded(coremltools, model, checkpoint)
         progress(0.9)
         model.save(str(package))
     for file in package.rglob("*"):
         file.chmod(0o755 if file.is_dir() else 0o644)  # coremltools makes them private
 
 
-def _converted(ct: Any, checkpoint: Checkpoint, quant: str) -> Any:
+def _converted(ct: Any, checkpoint: Checkpoint, rounded: Mapping[str, Packed]) -> Any:
     import torch
 
     from pilotfish.export.decoder import Decoder
 
     decoder = Decoder(checkpoint).eval()
-    if quant == "int4":
-        _clip(decoder)
+    if rounded:
+        _round_layers(decoder, rounded)
     new, total = _TRACED
     ids = torch.zeros(1, new, dtype=torch.int32)
     with warnings.catch_warnings():
@@ -89,48 +96,46 @@ def _converted(ct: Any, checkpoint: Checkpoint, quant: str) -> Any:
     )
 
 
-def _clip(decoder: Any) -> None:
-    """Weights on grids that clip what is far out, which coremltools would not look for."""
+def _round_layers(decoder: Any, rounded: Mapping[str, Packed]) -> None:
+    """Matrices that are packed already, told to coremltools the way its compressed torch models tell it."""
     import torch
 
-    for name, parameter in decoder.layers.named_parameters():
-        if parameter.ndim == 2 and _block(parameter.shape[1]):
-            weight = on_grid(parameter.numpy(), _block(parameter.shape[1]))
-            owner, _, field = name.rpartition(".")
-            setattr(decoder.layers.get_submodule(owner), field, torch.nn.Parameter(torch.from_numpy(weight), False))
+    for name, (packed, scales) in rounded.items():
+        linear = decoder.matrix(name)
+        columns = linear.weight.shape[1]
+        if columns % BLOCK:
+            continue  # coremltools knows no shorter last block
+        linear.weight = torch.nn.Parameter(torch.from_numpy(dequantise(packed, scales, 4, columns)), False)
+        turned = scales < 0  # the extreme of a block is on level -8, whatever its sign; here all scales are positive
+        told = {
+            "quantization_scale": torch.from_numpy(np.abs(scales)),
+            "zero_point": torch.from_numpy(np.where(turned, 7, 8).astype(np.uint8)),
+            "quantization_n_bits": torch.tensor(4),
+            "compression_type": torch.tensor([_QUANTISATION]),
+        }
+        for key, value in told.items():
+            linear.register_buffer(f"_COREML_/weight/{key}", value)
+    decoder.register_buffer("_COREML_/metadata_version", torch.tensor(1))
 
 
-def _block(columns: int) -> int:
-    """Columns that share a scale of int4 values; 0: such a matrix stays at int8.
-
-    coremltools leaves a matrix that does not divide as it is.
-    """
-    block = math.gcd(columns, BLOCK)
-    return block if block >= _SMALLEST_BLOCK else 0
-
-
-def _rounded(ct: Any, model: Any, checkpoint: Checkpoint, quant: str) -> Any:
-    """Matrices only: by default tables of the rotary embedding and biases would be rounded as well."""
+def _rounded(ct: Any, model: Any, checkpoint: Checkpoint) -> Any:
+    """Matrices that are not rounded yet, to int8. By default tables and biases would be as well."""
     from coremltools.optimize import coreml as optimize
 
-    def config(dtype: str, **granularity: Any) -> Any:
-        return optimize.OpLinearQuantizerConfig(
-            mode="linear" if dtype == "int4" else "linear_symmetric", dtype=dtype, weight_threshold=0, **granularity
-        )
-
-    outer = config("int8", granularity="per_channel")
-    by_name = {}
+    config = optimize.OpLinearQuantizerConfig(
+        mode="linear_symmetric", dtype="int8", granularity="per_channel", weight_threshold=0
+    )
+    by_name, done = {}, 0
     for operation in model._mil_program.functions["main"].operations:
+        done += operation.op_type == "constexpr_blockwise_shift_scale"
         name = operation.name if operation.op_type == "const" else ""
         shape: tuple[int, ...] = operation.outputs[0].shape if operation.outputs else ()
-        if name in ("embedding_to_fp16", "head_weight_to_fp16"):
-            by_name[name] = outer
-        elif name.startswith("layers_") and name.endswith("_weight_to_fp16") and len(shape) == 2:
-            block = _block(shape[1]) if quant == "int4" else 0
-            by_name[name] = config("int4", granularity="per_block", block_size=block) if block else outer
-    wanted = 7 * checkpoint.shape.layers + (1 if checkpoint.tied else 2)
-    if len(by_name) != wanted:  # coremltools names them otherwise than the version this was written for
-        raise ModelLoadError(f"coremltools {ct.__version__}: found {len(by_name)} matrices to round, not {wanted}")
+        layer = name.startswith("layers_") and name.endswith("_weight_to_fp16") and len(shape) == 2
+        if layer or name in ("embedding_to_fp16", "head_weight_to_fp16"):
+            by_name[name] = config
+    found, wanted = len(by_name) + done, 7 * checkpoint.shape.layers + (1 if checkpoint.tied else 2)
+    if found != wanted:  # coremltools names them otherwise than the version this was written for
+        raise ModelLoadError(f"coremltools {ct.__version__}: found {found} matrices to round, not {wanted}")
     return optimize.linear_quantize_weights(
         model, optimize.OptimizationConfig(global_config=None, op_name_configs=by_name)
     )

@@ -16,6 +16,15 @@ from torch.nn import functional
 from pilotfish.export.checkpoint import Checkpoint, ModelShape
 
 MASKED: Final = -1e4  # added to the score of a key that must not be seen; float16 holds it
+_PARTS: Final = {
+    "q_proj": "query",
+    "k_proj": "key",
+    "v_proj": "value",
+    "o_proj": "output",
+    "gate_proj": "gate",
+    "up_proj": "up",
+    "down_proj": "down",
+}
 _SMALLEST: Final = 1e-2  # divisor of a row of zeros
 
 
@@ -59,6 +68,11 @@ class Decoder(nn.Module):
             hidden = layer(hidden, cosines, sines, mask, position_ids, self.keys, self.values)
         logits: torch.Tensor = self.head(self.norm(hidden[:, -1:]))
         return logits
+
+    def matrix(self, name: str) -> nn.Module:
+        """The module of a layer's matrix by its name in the checkpoint, such as ``model.layers.0.mlp.up_proj``."""
+        _, _, layer, _, part = name.split(".")
+        return self.layers.get_submodule(f"{layer}.{_PARTS[part]}")
 
 
 class _Layer(nn.Module):

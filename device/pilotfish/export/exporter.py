@@ -72,15 +72,17 @@ def export_model(
     to: str = "onnx",
     quant: str = "int8",
     text: str | None = None,
+    calibration: str | None = None,
     context_length: int | None = None,
     overwrite: bool = False,
     progress: Progress = lambda stage, done: None,
 ) -> ExportReport:
     """Export the Hugging Face folder (or id) ``model_dir`` to the folder ``out_dir`` and measure the result.
 
-    ``to`` and ``quant`` are of ``targets.TARGETS`` and ``QUANTS``. ``text`` is what it is measured on. ``progress`` is
-    called with the stage and how much of it is done. The folder is written
-    beside ``out_dir`` and renamed. ``overwrite`` replaces an earlier export or an empty folder, nothing else.
+    ``to`` and ``quant`` are of ``targets.TARGETS`` and ``QUANTS``. ``text`` is what it is measured on, ``calibration``
+    what int4 is rounded with: text like what the model will write. ``progress`` is called with the stage and how much
+    of it is done. The folder is written beside ``out_dir`` and renamed. ``overwrite`` replaces an earlier export or an
+    empty folder, nothing else.
     Raises ModelLoadError (also when ``out_dir`` exists and may not be replaced, or when the graph turns out not to
     compute the model) and MissingExtra.
     """
@@ -94,7 +96,7 @@ def export_model(
         out.parent.mkdir(parents=True, exist_ok=True)
         with held():
             staging = Path(tempfile.mkdtemp(prefix=f".{out.name[:_SHOWN]}-", dir=out.parent))
-        manifest = _write(str(model_dir), staging, to, quant, text, context_length, progress)
+        manifest = _write(str(model_dir), staging, to, quant, text, calibration, context_length, progress)
         staging.chmod(0o755)
         _check_replaceable(out, overwrite)  # again: minutes have passed
         with held():
@@ -124,10 +126,12 @@ def _write(
     to: str,
     quant: str,
     text: str | None,
+    calibration: str | None,
     context_length: int | None,
     progress: Progress,
 ) -> Manifest:
     try:
+        from pilotfish.export.calibrate import calibration_ids, round_layers
         from pilotfish.export.check import measure
         from pilotfish.export.checkpoint import Checkpoint, resolve_folder
 
@@ -145,9 +149,14 @@ def _write(
             f"{source} has a tokenizer of {tokenizer.vocab_size} ids but only {shape.embeddings} embeddings"
         )
     progress(stage, 1.0)
+    rounded = {}
+    if quant == "int4":
+        progress("rounding to 4 bits", 0.0)
+        sequences = calibration_ids(tokenizer, calibration)
+        rounded = round_layers(checkpoint, sequences, lambda done: progress("rounding to 4 bits", done))
     stage = f"writing {quant} for {to}"
     progress(stage, 0.0)
-    format_.write(checkpoint, quant, folder, lambda done: progress(stage, done))
+    format_.write(checkpoint, quant, folder, lambda done: progress(stage, done), rounded)
     for name in _TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)

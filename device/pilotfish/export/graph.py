@@ -16,8 +16,9 @@ of so few positions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from pilotfish.export.checkpoint import Checkpoint
-from pilotfish.export.quantise import BLOCK, quantise
+from pilotfish.export.quantise import BLOCK, Packed, quantise
 from pilotfish_core.errors import ModelLoadError
 
 OPSET: Final = 21
@@ -40,13 +41,20 @@ _INT8_ACTIVATIONS: Final = 4  # MatMulNBits accuracy_level
 _BITS: Final = {"int8": 8, "int4": 4}  # of the layers' matrices
 
 
-def write_graph(checkpoint: Checkpoint, quant: str, file: Path, progress: Callable[[float], None]) -> None:
+def write_graph(
+    checkpoint: Checkpoint,
+    quant: str,
+    file: Path,
+    progress: Callable[[float], None],
+    rounded: Mapping[str, Packed] = MappingProxyType({}),
+) -> None:
     """Write ``checkpoint`` as ``file``, and ``file.data`` beside it for larger ones.
 
     ``quant``: fp32, fp16 (weights that are stored in half; ONNX Runtime widens them once, as it loads), int8 or
-    int4. Raises ModelLoadError when an embedding does not divide into blocks of a quantised model.
+    int4. ``rounded``: matrices of layers in int4 that are packed already; others are rounded to nearest. Raises
+    ModelLoadError when an embedding does not divide into blocks of a quantised model.
     """
-    save_graph(GraphBuilder(checkpoint, quant).build(progress), file)
+    save_graph(GraphBuilder(checkpoint, quant, rounded).build(progress), file)
 
 
 def save_graph(model: Any, file: Path) -> None:
@@ -65,8 +73,14 @@ def save_graph(model: Any, file: Path) -> None:
 class GraphBuilder:
     """Collects nodes and weights. Methods return the name of the value they compute."""
 
-    def __init__(self, checkpoint: Checkpoint, quant: str) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        quant: str,
+        rounded: Mapping[str, Packed] = MappingProxyType({}),
+    ) -> None:
         self._checkpoint = checkpoint
+        self._given = rounded
         self._shape = checkpoint.shape
         self._half = quant == "fp16"
         self._bits = _BITS.get(quant)
@@ -272,7 +286,11 @@ class GraphBuilder:
         """Names of packed values and scales; made once."""
         packed, scales = f"{name}.packed", f"{name}.scales"
         if all(weight.name != packed for weight in self._weights):
-            values = quantise(self._joined(parts or (name,), "weight"), self._bits_of(name))
+            given = [self._given[part] for part in parts or (name,) if part in self._given]
+            if given:
+                values = tuple(np.concatenate(arrays) for arrays in zip(*given, strict=True))
+            else:
+                values = quantise(self._joined(parts or (name,), "weight"), self._bits_of(name))
             self._constant(packed, values[0])
             self._constant(scales, values[1])
         return packed, scales

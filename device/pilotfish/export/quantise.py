@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 BLOCK: Final = 32  # columns that share a scale
 _ROWS_AT_ONCE: Final = 4096  # bounds the working memory
 _SHRINKS: Final = {4: tuple(1.0 - 0.03 * step for step in range(11)), 8: (1.0,)}
-_CLIPS: Final = (1.0, 0.92, 0.84, 0.76)  # shares of a block's least and largest value that its levels span
 
 Matrix = NDArray[np.float32]
+Packed = tuple[NDArray[np.uint8], Matrix]  # values and scales of a matrix, as ``quantise`` returns them
 
 
-def quantise(weight: Matrix, bits: int, block: int = BLOCK) -> tuple[NDArray[np.uint8], Matrix]:
+def quantise(weight: Matrix, bits: int, block: int = BLOCK) -> Packed:
     """Symmetric round-to-nearest per block of ``block`` columns, ``bits`` 4 or 8.
 
     ``weight`` is ``[rows, columns]``. Returns the packed values, uint8 ``[rows, blocks, block * bits //
@@ -34,8 +34,21 @@ def quantise(weight: Matrix, bits: int, block: int = BLOCK) -> tuple[NDArray[np.
     for begin in range(0, rows, _ROWS_AT_ONCE):
         part = slice(begin, begin + _ROWS_AT_ONCE)
         values, scales[part] = _quantise_rows(padded[part].reshape(-1, blocks, block), bits)
-        packed[part] = values if bits == 8 else values[..., 0::2] | values[..., 1::2] << 4
+        packed[part] = _packed(values, bits)
     return packed, scales
+
+
+def pack(levels: Matrix, bits: int, block: int = BLOCK) -> NDArray[np.uint8]:
+    """Whole numbers ``[rows, columns]`` in ``[-2**(bits-1), 2**(bits-1))`` as ``quantise`` packs them."""
+    rows, columns = levels.shape
+    blocks = -(-columns // block)
+    values = np.full((rows, blocks * block), 2 ** (bits - 1), dtype=np.uint8)
+    values[:, :columns] = (levels + 2 ** (bits - 1)).astype(np.uint8)
+    return _packed(values.reshape(rows, blocks, block), bits)
+
+
+def _packed(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    return values if bits == 8 else values[..., 0::2] | values[..., 1::2] << 4
 
 
 def quantise_rows(weight: Matrix) -> tuple[NDArray[np.int8], Matrix]:
@@ -48,36 +61,14 @@ def quantise_rows(weight: Matrix) -> tuple[NDArray[np.int8], Matrix]:
     return np.rint(weight / scales[:, None]).astype(np.int8), scales
 
 
-def on_grid(weight: Matrix, block: int) -> Matrix:
-    """``weight`` on grids of 16 levels, chosen with the clipping that a plain 4-bit quantiser does not try.
-
-    Per block of ``block`` columns (a divisor of their number) the values are ``(level - zero) * scale``, levels 0 to
-    15 and zero an integer, with the least squared error of those tried. Both end levels are taken, so that a
-    quantiser which spans a block from its least to its largest value finds the same grid again.
-    """
-    blocks = weight.reshape(len(weight), -1, block)
-    lowest = np.minimum(blocks.min(axis=-1, keepdims=True), 0.0)
-    highest = np.maximum(blocks.max(axis=-1, keepdims=True), 0.0)
-    best, best_error = blocks, np.full(lowest.shape, np.inf, dtype=np.float32)
-    for below in _CLIPS:
-        for above in _CLIPS:
-            scale = (highest * above - lowest * below) / 15
-            scale[scale == 0] = 1.0
-            zero = np.rint(-lowest * below / scale)
-            levels = np.clip(np.rint(blocks / scale) + zero, 0, 15)
-            rounded = (levels - zero) * scale
-            error = np.square(rounded - blocks).sum(axis=-1, keepdims=True)
-            spans = (levels.min(axis=-1, keepdims=True) == 0) & (levels.max(axis=-1, keepdims=True) == 15)
-            better = (error < best_error) & spans
-            best = np.where(better, rounded, best)
-            best_error = np.where(better, error, best_error)
-    result: Matrix = best.reshape(weight.shape).astype(np.float32)
-    return result
+def unpack4(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The values, 0 to 15, of 4-bit blocks ``[rows, blocks, block // 2]`` as ``[rows, blocks * block]``."""
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
 
 
 def dequantise(packed: NDArray[np.uint8], scales: Matrix, bits: int, columns: int) -> Matrix:
     """What ``quantise`` made of a matrix, float32 ``[rows, columns]``."""
-    values = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1)
+    values = packed if bits == 8 else unpack4(packed).reshape(*packed.shape[:2], -1)
     weight = (values.astype(np.float32) - 2 ** (bits - 1)) * scales[..., None]
     result: Matrix = weight.reshape(len(packed), -1)[:, :columns]
     return result

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -13,6 +13,7 @@ from pilotfish_core.errors import ModelLoadError
 if TYPE_CHECKING:
     from pilotfish.drafters.model import ModelDrafter
     from pilotfish.export.checkpoint import Checkpoint
+    from pilotfish.export.quantise import Packed
 
 TARGETS: Final = ("onnx", "onnx-web", "coreml")
 QUANTS: Final = ("fp32", "fp16", "int8", "int4")
@@ -40,13 +41,14 @@ class Target:
     """One runtime's format.
 
     ``name`` is the manifest's word for the runtime. ``longest`` is the context of a model that has more, unless the
-    user asks for another.
+    user asks for another. ``write`` gets the checkpoint, the quantisation, the folder, what to tell the share that is
+    done, and the layers' matrices that are rounded to int4 already.
     """
 
     name: str
     longest: int | None
     cache_type: str  # of keys and values
-    write: Callable[[Checkpoint, str, Path, Callable[[float], None]], None]  # ..., quantisation, folder, progress
+    write: Callable[[Checkpoint, str, Path, Callable[[float], None], Mapping[str, Packed]], None]
     open: Callable[[Path], Checked]
 
 
@@ -75,7 +77,9 @@ def _onnx() -> Target:
         name=OnnxDrafter.runtime,
         longest=None,
         cache_type="float32",
-        write=lambda checkpoint, quant, folder, done: write_graph(checkpoint, quant, folder / MODEL_FILE, done),
+        write=lambda checkpoint, quant, folder, done, rounded: write_graph(
+            checkpoint, quant, folder / MODEL_FILE, done, rounded
+        ),
         open=lambda folder: Checked(OnnxDrafter(folder), _onnx_runtime(), timed=True),
     )
 
@@ -88,7 +92,7 @@ def _onnx_web() -> Target:
         name=FlatOnnxDrafter.runtime,
         longest=None,
         cache_type="float32",
-        write=lambda checkpoint, quant, folder, done: write_flat_graph(
+        write=lambda checkpoint, quant, folder, done, _: write_flat_graph(
             checkpoint, quant, folder / FlatOnnxDrafter.model_file, done
         ),
         open=lambda folder: Checked(FlatOnnxDrafter(folder), f"{_onnx_runtime()}; no browser was run", timed=True),
@@ -110,7 +114,9 @@ def _core_ml() -> Target:
         name=CoreMLDrafter.runtime,
         longest=DEFAULT_CONTEXT,
         cache_type="float16",
-        write=lambda checkpoint, quant, folder, done: write_package(checkpoint, quant, folder / PACKAGE, done),
+        write=lambda checkpoint, quant, folder, done, rounded: write_package(
+            checkpoint, quant, folder / PACKAGE, done, rounded
+        ),
         open=opened,
     )
 
