@@ -140,6 +140,6 @@ def _factor(products: Any) -> Any:
         try:
             inverse = torch.cholesky_inverse(torch.linalg.cholesky(products))
             return torch.linalg.cholesky(inverse, upper=True)
-        except torch.linalg.LinAlgError:
+        except torch.linalg.LinAlgError:  # type: ignore[attr-defined] # its documented place
             continue
     raise ModelLoadError("the model computes no usable numbers on the calibration text, so int4 cannot be chosen")

@@ -48,7 +48,9 @@ def pack(levels: Matrix, bits: int, block: int = BLOCK) -> NDArray[np.uint8]:
 
 
 def _packed(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    return values if bits == 8 else values[..., 0::2] | values[..., 1::2] << 4
+    if bits == 8:
+        return values
+    return (values[..., 0::2] | values[..., 1::2] << 4).astype(np.uint8)
 
 
 def quantise_rows(weight: Matrix) -> tuple[NDArray[np.int8], Matrix]:
