@@ -17,9 +17,8 @@ from pilotfish.export.targets import check_names, target
 from pilotfish.signals import held
 from pilotfish_core.errors import MissingExtra, ModelLoadError
 from pilotfish_core.tokenizer import TOKENIZER_FILE, Tokenizer
-from pilotfish_openai.chat_template import TEMPLATE_FILE, ChatTemplate
 
-_TOKENIZER_FILES: Final = (TOKENIZER_FILE, "tokenizer_config.json", "generation_config.json", TEMPLATE_FILE)
+_TOKENIZER_FILES: Final = (TOKENIZER_FILE, "tokenizer_config.json", "generation_config.json", "chat_template.jinja")
 _SHOWN: Final = 50  # characters of a folder's name in that of its temporary one, which has to fit as well
 # Beyond these the graph does not compute the model; quantisation alone stays well below, on trained weights.
 _WORST_RMS: Final = {"fp32": 1e-3, "fp16": 0.05, "int8": 0.2, "int4": 1.0}
@@ -200,6 +199,8 @@ def _files(folder: Path) -> list[str]:
 
 
 def _template_hash(source: Path) -> str | None:
+    from pilotfish_openai.chat_template import ChatTemplate  # with jinja2, which no other command should wait for
+
     try:
         template = ChatTemplate.load(source)
     except ModelLoadError:  # a draft model does not need one
