@@ -4,7 +4,8 @@
 
 For each position of held-out sequences the target's token (coupled sampling on the torch target's logits)
 is compared with the draft's best one and two candidates, under greedy choice and at temperatures 0.8 and
-1.0. The draft runs as torch fp32 and as exported int8 and int4 graphs, token by token as on a device.
+1.0. The draft runs as torch fp32 and as exported models, token by token as on a device; one for Core ML in the
+reference interpreter where Apple's runtime is not.
 Sequences: text of held-out standard library files (reference/corpus.py), and the target's own continuations
 of prompts from them, which is what a draft meets in use. Run from the repository root; needs the extra
 ``export``.
@@ -27,9 +28,10 @@ import torch
 from numpy.typing import NDArray
 
 from pilotfish.bench.machine import machine
-from pilotfish.drafters.onnx import OnnxDrafter
+from pilotfish.drafters.model import ModelDrafter
 from pilotfish.export import export_model
 from pilotfish.export.checkpoint import Checkpoint
+from pilotfish.export.targets import target as target_of
 from pilotfish_core.parameters import SamplingParams
 from pilotfish_core.sampling import coupled_candidates
 from pilotfish_core.tokenizer import Tokenizer
@@ -53,9 +55,9 @@ def main() -> int:
     table: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         drafts: dict[str, Callable[[list[int]], Rows]] = {"fp32 (torch)": lambda ids: draft.logits(ids)[:, :size]}
-        for quant in arguments.quant:
-            report = export_model(arguments.draft, Path(scratch) / quant, quant=quant)
-            drafts[f"{quant} (onnx)"] = _rows_of(OnnxDrafter(report.folder), size)
+        for to, quant in (name.split("/") for name in arguments.formats):
+            report = export_model(arguments.draft, Path(scratch) / to / quant, to=to, quant=quant)
+            drafts[f"{quant} ({to})"] = _rows_of(target_of(to).open(report.folder).drafter, size)
         for text in ("held-out text", "own continuations"):
             for temperature in TEMPERATURES:
                 params = SamplingParams(temperature=temperature, seed=SEED)
@@ -80,7 +82,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--target", type=Path, default=Path("reference/target"))
     parser.add_argument("--draft", type=Path, default=Path("reference/draft"))
-    parser.add_argument("--quant", nargs="*", default=["int8", "int4"], choices=["int8", "int4", "fp32"])
+    parser.add_argument("--formats", nargs="*", default=["onnx/int8", "onnx/int4"], metavar="RUNTIME/QUANT")
     parser.add_argument("--sequences", type=int, default=12, help="held-out files (default: 12)")
     parser.add_argument("--length", type=int, default=256, help="tokens of each, prompt included (default: 256)")
     parser.add_argument("--threads", type=int, default=1)
@@ -102,7 +104,7 @@ def _sources(tokenizer: Tokenizer, count: int, length: int) -> list[list[int]]:
     return found
 
 
-def _rows_of(drafter: OnnxDrafter, size: int) -> Callable[[list[int]], Rows]:
+def _rows_of(drafter: ModelDrafter, size: int) -> Callable[[list[int]], Rows]:
     def rows(ids: list[int]) -> Rows:
         context = drafter.open(SamplingParams(), 0)
         found = []
@@ -162,10 +164,10 @@ def _chosen(rows: Rows, params: SamplingParams, count: int) -> list[list[int]]:
 def _print(result: dict[str, Any]) -> None:
     print("machine:", ", ".join(f"{name} {value}" for name, value in result["machine"].items()))
     print("command:", result["command"], f"({result['seconds']} s)")
-    print(f"{'text':<18} {'T':>4} {'draft':<14} {'positions':>9} {'one':>7} {'of two':>7} {'mean run':>9}")
+    print(f"{'text':<18} {'T':>4} {'draft':<16} {'positions':>9} {'one':>7} {'of two':>7} {'mean run':>9}")
     for row in result["table"]:
         print(
-            f"{row['text']:<18} {row['temperature']:>4} {row['draft']:<14} {row['positions']:>9} "
+            f"{row['text']:<18} {row['temperature']:>4} {row['draft']:<16} {row['positions']:>9} "
             f"{row['match']:>7.1%} {row['match_of_two']:>7.1%} {row['mean_run']:>9.2f}"
         )
 

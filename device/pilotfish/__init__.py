@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pilotfish.client import AsyncClient, Client, Stream
     from pilotfish.generation import Generation
     from pilotfish.result import Metrics, Piece, Result
+    from pilotfish.runtimes import Runtime, availability
     from pilotfish.served_model import ServedModel
     from pilotfish.stream import AsyncStream
     from pilotfish_core.drafts import FinishReason, Origin
@@ -35,9 +36,11 @@ __all__ = [
     "Piece",
     "PilotfishError",
     "Result",
+    "Runtime",
     "SamplingParams",
     "ServedModel",
     "Stream",
+    "availability",
 ]
 
 # Imported when first asked for: the command must be able to say what Ctrl-C does before gRPC is loaded.
@@ -55,9 +58,11 @@ _MODULES = {
     "Piece": "pilotfish.result",
     "PilotfishError": "pilotfish_core.errors",
     "Result": "pilotfish.result",
+    "Runtime": "pilotfish.runtimes",
     "SamplingParams": "pilotfish_core.parameters",
     "ServedModel": "pilotfish.served_model",
     "Stream": "pilotfish.client",
+    "availability": "pilotfish.runtimes",
 }
 
 

@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     from pilotfish.demo.command import add_demo_parser
     from pilotfish.export.command import add_export_parser
     from pilotfish.generate_command import add_generate_parser
+    from pilotfish.runtimes_command import add_runtimes_parser
     from pilotfish.serve_command import add_serve_parser
 
     parser = argparse.ArgumentParser(
@@ -64,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     add_demo_parser(commands)
     add_generate_parser(commands)
     add_export_parser(commands)
+    add_runtimes_parser(commands)
     add_bench_parser(commands)
     add_chat_parser(commands)
     add_serve_parser(commands)

@@ -15,6 +15,7 @@ import pytest
 from pilotfish.drafters.manifest import Manifest
 from pilotfish.drafters.onnx import OnnxDrafter
 from pilotfish.export import ExportReport, export_model
+from pilotfish.export.calibrate import calibration_ids, round_layers
 from pilotfish.export.checkpoint import Checkpoint
 from pilotfish.export.command import add_export_parser
 from pilotfish.export.quantise import dequantise, quantise
@@ -88,11 +89,15 @@ def test_quantised_weights_are_what_the_graph_uses(
     source = tiny.build(name, tmp_path / "source", **changes)
     export_model(source, tmp_path / "out", quant=quant, text=TEXT)
     checkpoint = Checkpoint(source)
+    packed = {}
+    if quant == "int4":
+        packed = round_layers(checkpoint, calibration_ids(Tokenizer.load(source), None), lambda done: None)
     with torch.no_grad():
         for name, parameter in checkpoint.model.named_parameters():
             if parameter.ndim == 2:
-                bits = int(quant[3:]) if "layers" in name else 8
-                rounded = dequantise(*quantise(parameter.numpy(), bits), bits, parameter.shape[1])
+                matrix = name.removesuffix(".weight")
+                bits = 4 if matrix in packed else 8
+                rounded = dequantise(*packed.get(matrix, quantise(parameter.numpy(), 8)), bits, parameter.shape[1])
                 parameter.copy_(torch.from_numpy(rounded))
     ids = [int(token) for token in np.random.default_rng(3).integers(0, 259, 40)]
     rows = checkpoint.logits(ids)

@@ -19,7 +19,7 @@ from pilotfish_core.drafter import Drafter
 from pilotfish_core.errors import ModelLoadError
 from pilotfish_core.ngram import NgramDrafter
 from pilotfish_core.parameters import SamplingParams
-from pilotfish_core.sampling import TokenHistory, coupled_candidates, coupled_token
+from pilotfish_core.sampling import coupled_candidates
 from tests.core.drafter_contract import (
     BoundedContract,
     ExactChunksContract,
@@ -27,6 +27,7 @@ from tests.core.drafter_contract import (
     ModelDrafterContract,
 )
 from tests.device import models as tiny
+from tests.device.model_contract import OwnLogitsContract, sampled
 
 
 @pytest.fixture(scope="session")
@@ -49,11 +50,6 @@ def exported(checkpoint_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
     return {q: export_model(checkpoint_folder, base / q, quant=q, text=text).folder for q in QUANTS}
 
 
-def sampled(row: Any, tokens: Sequence[int], prompt: int, params: SamplingParams, vocab_size: int) -> int:
-    history = TokenHistory(tokens[:prompt], tokens[prompt:])
-    return coupled_token(row, params, len(tokens), history=history, vocab_size=vocab_size)
-
-
 class TestFp32(ModelDrafterContract, ExactChunksContract):
     """Against torch."""
 
@@ -67,31 +63,23 @@ class TestFp32(ModelDrafterContract, ExactChunksContract):
         return sampled(row, tokens, len(self.prompt), params, 259)
 
 
-class QuantisedContract(ModelDrafterContract):
-    """Against the drafter's own logits, computed in the same chunks as in drafting."""
-
-    exact_chunks = False
+class QuantisedOnnxContract(OwnLogitsContract):
     quant = ""
 
     @pytest.fixture
     def drafter(self, exported: dict[str, Path]) -> Drafter:
         return OnnxDrafter(exported[self.quant])
 
-    def expected(self, drafter: Drafter, tokens: Sequence[int], params: SamplingParams) -> int:
-        assert isinstance(drafter, OnnxDrafter)
-        context = drafter.open(params, len(self.prompt))
-        context.extend(tokens[: len(self.prompt)])
-        for token in tokens[len(self.prompt) :]:
-            context.logits()
-            context.extend([token])
-        return sampled(context.logits(), tokens, len(self.prompt), params, 259)
+
+class TestFp16(QuantisedOnnxContract):
+    quant = "fp16"
 
 
-class TestInt8(QuantisedContract):
+class TestInt8(QuantisedOnnxContract):
     quant = "int8"
 
 
-class TestInt4(QuantisedContract):
+class TestInt4(QuantisedOnnxContract):
     quant = "int4"
 
 
@@ -124,7 +112,7 @@ def test_buffers_grow_and_keep_what_they_hold(
     exported: dict[str, Path], reference: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pilotfish.drafters.onnx.FIRST_CAPACITY", 4)
-    monkeypatch.setattr("pilotfish.drafters.onnx.CHUNK", 6)
+    monkeypatch.setattr("pilotfish.drafters.model.CHUNK", 6)
     ids = [int(token) for token in np.random.default_rng(1).integers(0, 259, 90)]
     rows = reference.logits(ids)
     context = OnnxDrafter(exported["fp32"]).open(SamplingParams(), 0)

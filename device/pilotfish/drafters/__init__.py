@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pilotfish.drafters.manifest import MANIFEST_FILE
+from pilotfish.drafters.manifest import MANIFEST_FILE, Manifest
 from pilotfish_core.drafter import DraftContext, Drafter
 from pilotfish_core.errors import ModelLoadError
 from pilotfish_core.ngram import NgramDrafter
@@ -24,9 +24,7 @@ def load_drafter(spec: str | Path | None, *, threads: int = 1) -> Drafter | None
         return NgramDrafter()
     folder = Path(spec).expanduser()
     if (folder / MANIFEST_FILE).is_file():
-        from pilotfish.drafters.onnx import OnnxDrafter  # onnxruntime takes a while to import
-
-        return OnnxDrafter(folder, threads=threads)
+        return _of_runtime(folder, threads)
     if (folder / "config.json").is_file():
         raise ModelLoadError(
             f"{folder} is a Hugging Face folder, not an exported draft model; "
@@ -35,3 +33,19 @@ def load_drafter(spec: str | Path | None, *, threads: int = 1) -> Drafter | None
     if folder.is_dir():
         raise ModelLoadError(f"{folder} has no {MANIFEST_FILE}: not an exported draft model, or incomplete")
     raise ModelLoadError(f"no such draft model: {folder} (a folder that `pilotfish export` wrote, 'ngram' or 'none')")
+
+
+def _of_runtime(folder: Path, threads: int) -> Drafter:
+    """Runtimes take a while to import."""
+    runtime = Manifest.read(folder).runtime
+    if runtime == "coreml":
+        from pilotfish.drafters.coreml import CoreMLDrafter
+
+        return CoreMLDrafter(folder)
+    if runtime == "onnxruntime-web":
+        from pilotfish.drafters.flat import FlatOnnxDrafter
+
+        return FlatOnnxDrafter(folder, threads=threads)
+    from pilotfish.drafters.onnx import OnnxDrafter
+
+    return OnnxDrafter(folder, threads=threads)

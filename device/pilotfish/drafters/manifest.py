@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, Final
 
 from pilotfish_core.errors import ModelLoadError
@@ -16,6 +16,11 @@ FORMAT: Final = "pilotfish-draft"
 VERSION: Final = 1
 MAX_SIZE: Final = 2**31 - 1  # what the graph's int32 positions can count
 HASHED_UP_TO: Final = 64 * 2**20  # bytes; larger files are checked by size only when a drafter is loaded
+
+
+def is_plain(name: str) -> bool:
+    """Whether ``name`` is a file of the folder itself or, with ``/``, of one inside it, on every system."""
+    return all(part not in ("", ".", "..") and PureWindowsPath(part).name == part for part in name.split("/"))
 
 
 def is_export(folder: Path) -> bool:
@@ -60,7 +65,9 @@ class KvShape:
 class Manifest:
     """What ``manifest.json`` says. ``vocab_size`` is the tokenizer's; logits from there on are padding.
 
-    ``match`` are figures that the exporter measured, for people and policies (see ``export.check``).
+    ``files`` are by name, ``/`` in those of folders inside. ``template_hash`` is the SHA-256 of the chat template
+    that the model came with. ``match`` are figures that the exporter measured, for people and policies (see
+    ``export.check``), and ``checked_with`` says in what.
     """
 
     model: str
@@ -74,6 +81,8 @@ class Manifest:
     kv: KvShape
     files: Mapping[str, FileEntry]
     match: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    template_hash: str | None = None
+    checked_with: str = ""
 
     def write(self, folder: Path) -> None:
         """Write ``manifest.json``; the last file of an export, since a folder without it is not complete."""
@@ -122,9 +131,11 @@ class Manifest:
                 str(name): FileEntry(int(entry["size"]), str(entry["sha256"])) for name, entry in value["files"].items()
             },
             match={str(name): float(figure) for name, figure in value.get("match", {}).items()},
+            template_hash=None if value.get("template_hash") is None else str(value["template_hash"]),
+            checked_with=str(value.get("checked_with", "")),
         )
         for name in manifest.files:
-            if Path(name).name != name:
+            if not is_plain(name):
                 raise ValueError(f"file name {name!r} is not a plain name")
         return manifest
 

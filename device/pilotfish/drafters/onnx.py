@@ -16,173 +16,39 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from pilotfish.drafters.manifest import KvShape, Manifest
-from pilotfish_core.drafter import DraftContext, Drafter
+from pilotfish.drafters.model import KvCache, ModelDrafter, Row
 from pilotfish_core.errors import ModelLoadError
-from pilotfish_core.parameters import SamplingParams
-from pilotfish_core.sampling import TokenHistory, coupled_candidates
 
 MODEL_FILE: Final = "model.onnx"
 RUNTIME: Final = "onnxruntime"
 FIRST_CAPACITY: Final = 512  # positions; doubled as needed up to the context length
-CHUNK: Final = 512  # rows of one forward at most, which bounds the memory of a long prompt
-
-Row = NDArray[np.float32]  # [vocabulary of the embedding]
 
 
-class OnnxDrafter(Drafter):
-    """An exported draft model; its weights are shared by all contexts, which may run in different threads.
+class OnnxDrafter(ModelDrafter):
+    """A model in ONNX Runtime; contexts may run in different threads.
 
     Raises ModelLoadError when the folder is not whole or ONNX Runtime refuses the graph. ``threads`` is the
     number a forward uses; more than one only pays on idle cores.
     """
 
-    def __init__(self, folder: str | Path, *, threads: int = 1) -> None:
-        if threads < 1:
-            raise ValueError(f"threads is {threads}; expected at least 1")
-        self.folder = Path(folder)
-        self.manifest = Manifest.read(self.folder)
-        if self.manifest.runtime != RUNTIME:
-            raise ModelLoadError(f"{self.folder} was exported for {self.manifest.runtime}, not for {RUNTIME}")
-        if MODEL_FILE not in self.manifest.files:
-            raise ModelLoadError(f"the manifest of {self.folder} lacks {MODEL_FILE}")
-        self.manifest.verify(self.folder)
-        self.name = f"onnx-{self.manifest.quant}"
-        self.tokenizer_hash = self.manifest.tokenizer_hash
-        self.max_length: int = self.manifest.context_length
-        self.session = _session(self.folder / MODEL_FILE, threads)
-        self.width = _checked_width(self.session, self.manifest, self.folder / MODEL_FILE)  # of a row of logits
+    runtime = RUNTIME
+    model_file = MODEL_FILE
 
-    def open(self, params: SamplingParams, prompt_length: int) -> OnnxContext:
-        """A fresh, empty context with its own KV."""
-        return OnnxContext(self, params, prompt_length)
+    def __init__(self, folder: str | Path, *, threads: int = 1) -> None:
+        super().__init__(folder, "onnx")
+        self.session = open_session(self.folder / MODEL_FILE, threads)
+        self.width = _checked_width(self.session, self.manifest, self.folder / MODEL_FILE)
+
+    def new_cache(self) -> KvCache:
+        """Buffers that grow with the context."""
+        return _SharedKv(self)
 
     def close(self) -> None:
         """Free the weights."""
         del self.session
 
 
-class OnnxContext(DraftContext):
-    """One generation's tokens and KV.
-
-    ``_computed`` counts the leading tokens whose keys and values are in the buffers: at most ``length``,
-    and what was only taken in by ``extend`` is computed in one chunk together with the first forward of
-    ``draft``. The logits of the last forward are kept until the tokens change.
-    """
-
-    def __init__(self, drafter: OnnxDrafter, params: SamplingParams, prompt_length: int) -> None:
-        if prompt_length < 0:
-            raise ValueError(f"prompt_length is {prompt_length}")
-        self._drafter = drafter
-        self._params = params
-        self._prompt_length = prompt_length
-        self._tokens: list[int] = []
-        self._computed = 0
-        self._logits_of = 0  # length whose last token's logits are in the cache's row; 0: none
-        self._cache = _KvCache(drafter)
-        self._history: TokenHistory | None = None
-
-    @property
-    def length(self) -> int:
-        """Number of tokens held."""
-        return len(self._tokens)
-
-    def rewind(self, length: int) -> None:
-        """Forget all tokens from ``length`` on. O(1): their KV is overwritten later."""
-        if not 0 <= length <= len(self._tokens):
-            raise ValueError(f"rewind to {length} in a context of {len(self._tokens)} tokens")
-        del self._tokens[length:]
-        self._computed = min(self._computed, length)
-        if self._logits_of > length:
-            self._logits_of = 0
-        if self._history is not None:
-            if length < self._prompt_length:
-                self._history = None
-            else:
-                self._history.rewind(length - self._prompt_length)
-
-    def extend(self, tokens: Sequence[int]) -> None:
-        """Take in tokens; ``draft`` computes them. Raises ValueError for ids outside the embedding."""
-        for token in tokens:
-            if not 0 <= token < self._drafter.width:
-                raise ValueError(f"token id {token} is outside the draft model's {self._drafter.width} embeddings")
-        self._tokens.extend(tokens)
-        if self._history is not None:
-            self._history.extend(tokens)
-
-    def draft(self, count: int) -> list[int]:
-        """Up to ``count`` tokens by coupled sampling; fewer at the context's end, none when empty."""
-        if count < 0:
-            raise ValueError(f"draft of {count} tokens")
-        start = len(self._tokens)
-        while len(self._tokens) < start + count:
-            best = self.candidates(1)
-            if not best:
-                break
-            self.extend(best)
-        return self._tokens[start:]
-
-    def candidates(self, count: int) -> list[int]:
-        """The ``count`` best next tokens by log q + G, best first, without taking any in.
-
-        The first is what ``draft`` would propose. Empty where ``draft`` has nothing to propose.
-        """
-        if not self._tokens or len(self._tokens) >= self._drafter.max_length:
-            return []
-        return coupled_candidates(
-            self._forward(),
-            self._params,
-            len(self._tokens),
-            count,
-            history=self._penalty_history(),
-            banned=self._banned(),
-            vocab_size=self._drafter.manifest.vocab_size,
-        )
-
-    def logits(self) -> Row:
-        """Logits after the tokens held, float32 ``[embeddings]``, a copy. Raises ValueError for no tokens."""
-        if not 0 < len(self._tokens) <= self._drafter.max_length:
-            raise ValueError(f"no logits for a context of {len(self._tokens)} tokens")
-        return self._forward().copy()
-
-    def close(self) -> None:
-        """Free the KV."""
-        self._tokens.clear()
-        self._computed = self._logits_of = 0
-        self._cache = _KvCache(self._drafter)
-
-    def _forward(self) -> Row:
-        """Compute what is not yet computed; the logits after the last token, valid until the next forward."""
-        length = len(self._tokens)
-        if self._logits_of != length:
-            first = min(self._computed, length - 1)  # at least the last token, for its logits
-            for begin in range(first, length, CHUNK):
-                end = min(begin + CHUNK, length)
-                self._cache.forward(self._tokens[begin:end], begin)
-                self._computed = end
-            self._logits_of = length
-        return self._cache.row
-
-    def _banned(self) -> tuple[int, ...]:
-        """End tokens, as long as the next output token is below number ``min_tokens`` (from one)."""
-        params = self._params
-        if len(self._tokens) - self._prompt_length + 1 >= params.min_tokens:
-            return ()
-        ends = () if params.ignore_eos else self._drafter.manifest.eos_token_ids
-        return tuple(t for t in (*params.stop_token_ids, *ends) if t < self._drafter.manifest.vocab_size)
-
-    def _penalty_history(self) -> TokenHistory | None:
-        if not self._params.has_penalties:
-            return None
-        if self._history is None:
-            prompt, output = self._tokens[: self._prompt_length], self._tokens[self._prompt_length :]
-            history = TokenHistory(prompt, output)
-            if len(self._tokens) < self._prompt_length:  # drafting within the prompt: not kept, it would be wrong
-                return history
-            self._history = history
-        return self._history
-
-
-class _KvCache:
+class _SharedKv(KvCache):
     """The buffers of one context and their bindings to the graph.
 
     A one-row forward reuses one binding: only three small input buffers change. Keeps every OrtValue and
@@ -200,10 +66,10 @@ class _KvCache:
         self._total = np.zeros(1, dtype=np.int32)
         self._logits = _value((1, 1, drafter.width), np.float32)
         self._single: Any = None
-        self.row: Row = self._logits.numpy()[0, 0]  # a view of the last forward's logits
+        self._row: Row = self._logits.numpy()[0, 0]  # a view of the last forward's logits
 
-    def forward(self, tokens: Sequence[int], begin: int) -> None:
-        """Run ``tokens`` at positions ``begin``...; fills their KV and the logits row of the last."""
+    def forward(self, tokens: Sequence[int], begin: int) -> Row:
+        """Fills the KV of ``tokens`` in place."""
         end = begin + len(tokens)
         if end > self._capacity:
             self._grow(end, begin)
@@ -214,6 +80,7 @@ class _KvCache:
         else:
             ids = np.asarray([tokens], dtype=np.int64)  # named: the binding does not keep it alive
             self._session.run_with_iobinding(self._binding(ids))
+        return self._row
 
     def _grow(self, needed: int, used: int) -> None:
         """Larger buffers, with the first ``used`` positions copied."""
@@ -247,7 +114,10 @@ def _value(shape: Sequence[int], dtype: Any) -> Any:
     return value
 
 
-def _session(file: Path, threads: int) -> Any:
+def open_session(file: Path, threads: int) -> Any:
+    """A session on the CPU that leaves other cores alone. Raises ModelLoadError (file and reason)."""
+    if threads < 1:
+        raise ValueError(f"threads is {threads}; expected at least 1")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from pilotfish.export.exporter import QUANTS, ExportReport, export_model
+from pilotfish.export.exporter import ExportReport, export_model
+from pilotfish.export.targets import QUANTS, TARGETS
 
-__all__ = ["QUANTS", "ExportReport", "export_model"]
+__all__ = ["QUANTS", "TARGETS", "ExportReport", "export_model"]

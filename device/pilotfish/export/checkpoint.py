@@ -46,11 +46,14 @@ class ModelShape:
 class Checkpoint:
     """A checkpoint in memory, float32. ``model`` is the transformers model."""
 
-    def __init__(self, folder: Path, context_length: int | None = None) -> None:
-        """Raises MissingExtra without torch or transformers, ModelLoadError for what cannot be exported."""
+    def __init__(self, folder: Path, context_length: int | None = None, *, longest: int | None = None) -> None:
+        """``context_length`` None: the model's, at most ``longest``.
+
+        Raises MissingExtra without torch or transformers, ModelLoadError for what cannot be exported.
+        """
         self.model = _load_model(folder)
         self.folder = folder
-        self.shape = _shape(self.model, folder, context_length)
+        self.shape = _shape(self.model, folder, context_length, longest)
         self._state: dict[str, Any] = self.model.state_dict()
 
     @property
@@ -102,7 +105,7 @@ def resolve_folder(name: str | Path) -> Path:
     except ImportError:
         raise MissingExtra.of("huggingface_hub", "export", "fetching a model") from None
     try:
-        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors"]))
+        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.jinja", "*.safetensors"]))
     except Exception as error:  # its errors come from several libraries
         raise ModelLoadError(f"{name} is neither a folder nor to be had from Hugging Face: {error}") from error
 
@@ -142,6 +145,9 @@ def _load_model(folder: Path) -> Any:
             raise _unusable(folder, error) from error
     if report["missing_keys"]:  # it would have filled them with random numbers
         raise ModelLoadError(f"the weights in {folder} lack {min(report['missing_keys'])}, which config.json asks for")
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise ModelLoadError(f"the weights in {folder} are damaged: {name} has values that are no numbers")
     return model.eval()
 
 
@@ -149,7 +155,7 @@ def _unusable(path: Path, error: Exception) -> ModelLoadError:
     return ModelLoadError(f"cannot load the model of {path}: {type(error).__name__}: {one_line(str(error))}")
 
 
-def _shape(model: Any, folder: Path, context_length: int | None) -> ModelShape:
+def _shape(model: Any, folder: Path, context_length: int | None, longest: int | None) -> ModelShape:
     config = model.config
     if config.hidden_act != "silu":
         raise ModelLoadError(f"{folder} uses the activation {config.hidden_act!r}; only silu can be exported")
@@ -159,9 +165,9 @@ def _shape(model: Any, folder: Path, context_length: int | None) -> ModelShape:
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if 2 * model.model.rotary_emb.inv_freq.numel() != head_size:
         raise ModelLoadError(f"{folder} rotates part of each head only; that cannot be exported")
-    longest = int(config.max_position_embeddings)
-    if context_length is not None and not 0 < context_length <= longest:
-        raise ModelLoadError(f"context length {context_length} is not in [1, {longest}], which {folder} has")
+    most = int(config.max_position_embeddings)
+    if context_length is not None and not 0 < context_length <= most:
+        raise ModelLoadError(f"context length {context_length} is not in [1, {most}], which {folder} has")
     return ModelShape(
         architecture=ARCHITECTURES[config.architectures[0]],
         layers=config.num_hidden_layers,
@@ -171,7 +177,7 @@ def _shape(model: Any, folder: Path, context_length: int | None) -> ModelShape:
         head_size=head_size,
         embeddings=config.vocab_size,
         norm_epsilon=config.rms_norm_eps,
-        context_length=context_length or longest,
+        context_length=context_length or min(most, longest or most),
         windows=_windows(config),
     )
 

@@ -16,8 +16,9 @@ of so few positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from pilotfish.export.checkpoint import Checkpoint
-from pilotfish.export.quantise import BLOCK, quantise
+from pilotfish.export.quantise import BLOCK, Packed, quantise
 from pilotfish_core.errors import ModelLoadError
 
 OPSET: Final = 21
@@ -37,13 +38,27 @@ _OUTER_BITS: Final = 8  # of embedding and head
 _INT8_ACTIVATIONS: Final = 4  # MatMulNBits accuracy_level
 
 
-def write_graph(checkpoint: Checkpoint, bits: int | None, file: Path) -> None:
+_BITS: Final = {"int8": 8, "int4": 4}  # of the layers' matrices
+
+
+def write_graph(
+    checkpoint: Checkpoint,
+    quant: str,
+    file: Path,
+    progress: Callable[[float], None],
+    rounded: Mapping[str, Packed] = MappingProxyType({}),
+) -> None:
     """Write ``checkpoint`` as ``file``, and ``file.data`` beside it for larger ones.
 
-    ``bits`` are those of the layers' weights: 8, 4, or None for float32. Raises ModelLoadError when an
-    embedding does not divide into blocks of a quantised model.
+    ``quant``: fp32, fp16 (weights that are stored in half; ONNX Runtime widens them once, as it loads), int8 or
+    int4. ``rounded``: matrices of layers in int4 that are packed already; others are rounded to nearest. Raises
+    ModelLoadError when an embedding does not divide into blocks of a quantised model.
     """
-    model = _Builder(checkpoint, bits).build()
+    save_graph(GraphBuilder(checkpoint, quant, rounded).build(progress), file)
+
+
+def save_graph(model: Any, file: Path) -> None:
+    """Write a ModelProto, its weights in ``file.data`` where they are large."""
     size = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
     external = size > INLINE_UP_TO
     onnx.save_model(
@@ -55,20 +70,30 @@ def write_graph(checkpoint: Checkpoint, bits: int | None, file: Path) -> None:
     )
 
 
-class _Builder:
+class GraphBuilder:
     """Collects nodes and weights. Methods return the name of the value they compute."""
 
-    def __init__(self, checkpoint: Checkpoint, bits: int | None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        quant: str,
+        rounded: Mapping[str, Packed] = MappingProxyType({}),
+    ) -> None:
         self._checkpoint = checkpoint
+        self._given = rounded
         self._shape = checkpoint.shape
-        self._bits = bits
+        self._half = quant == "fp16"
+        self._bits = _BITS.get(quant)
         self._nodes: list[Any] = []
         self._weights: list[Any] = []
-        if bits is not None and self._shape.hidden % BLOCK:
+        self._check()
+
+    def _check(self) -> None:
+        if self._bits is not None and self._shape.hidden % BLOCK:
             raise ModelLoadError(f"hidden size {self._shape.hidden} is not a multiple of {BLOCK}; export as fp32")
 
-    def build(self) -> Any:
-        """The whole model as a ModelProto."""
+    def build(self, progress: Callable[[float], None]) -> Any:
+        """The whole model as a ModelProto. ``progress`` is told the share of its layers."""
         for name, table in zip(("cosines", "sines"), self._checkpoint.rotary(), strict=True):
             self._constant(name, table)
         hidden, skip = self._embedding(), ""
@@ -78,6 +103,7 @@ class _Builder:
             skip = self._attention(normed, layer)
             normed, hidden = self._norm(hidden, skip, f"{prefix}.post_attention_layernorm")
             skip = self._mlp(normed, prefix)
+            progress((layer + 1) / self._shape.layers)
         normed, _ = self._norm(hidden, skip, "model.norm")
         last = self._constant("last_row", np.asarray([-1], dtype=np.int64))
         self._matmul(self._node("Gather", [normed, last], "last", axis=1), "lm_head", output="logits")
@@ -109,8 +135,8 @@ class _Builder:
         """Rows of the embedding for ``input_ids``."""
         name = "model.embed_tokens"
         if self._bits is None:
-            table = self._constant(f"{name}.weight", self._checkpoint.weight(f"{name}.weight"))
-            return self._node("Gather", [table, "input_ids"], name)
+            rows = self._node("Gather", [self._stored(name), "input_ids"], f"{name}.rows")
+            return self._widened(rows) if self._half else rows
         packed, scales = self._quantised("lm_head" if self._checkpoint.tied else name)
         flat = self._constant("flat", np.asarray([self._shape.embeddings, -1], dtype=np.int64))
         rows = self._node("Reshape", [packed, flat], f"{name}.rows")
@@ -206,7 +232,7 @@ class _Builder:
         biased = self._checkpoint.has(f"{parts[0]}.bias")
         product = f"{name}.product" if biased else output or f"{name}.out"
         if self._bits is None:
-            weight = self._constant(f"{name}.transposed", np.ascontiguousarray(self._joined(parts, "weight").T))
+            weight = self._matrix(name, parts)
             self._nodes.append(helper.make_node("MatMul", [value, weight], [product], name))
         else:
             packed, scales = self._quantised(name, parts)
@@ -230,6 +256,29 @@ class _Builder:
         bias = self._constant(f"{name}.bias", self._joined(parts, "bias"))
         return self._node("Add", [product, bias], f"{name}.biased", output=output)
 
+    def _matrix(self, name: str, parts: Sequence[str]) -> str:
+        """A matrix as MatMul wants it. ONNX Runtime computes what leads from the stored one to it as it loads."""
+        if name == "lm_head" and self._checkpoint.tied:
+            stored = self._stored("model.embed_tokens")
+            return self._node(
+                "Transpose", [self._widened(stored) if self._half else stored], f"{name}.turned", perm=[1, 0]
+            )
+        turned = self._joined(parts, "weight").T
+        if not self._half:
+            return self._constant(f"{name}.transposed", turned)
+        return self._widened(self._constant(f"{name}.transposed", halved(turned)))
+
+    def _stored(self, name: str) -> str:
+        """Name of a matrix as it is in the checkpoint, float32 or float16; made once."""
+        constant = f"{name}.weight"
+        if all(weight.name != constant for weight in self._weights):
+            weight = self._checkpoint.weight(constant)
+            self._constant(constant, halved(weight) if self._half else weight)
+        return constant
+
+    def _widened(self, value: str) -> str:
+        return self._node("Cast", [value], f"{value}.wide", to=TensorProto.FLOAT)
+
     def _joined(self, parts: Sequence[str], kind: str) -> NDArray[np.float32]:
         return np.concatenate([self._checkpoint.weight(f"{part}.{kind}") for part in parts])
 
@@ -237,7 +286,11 @@ class _Builder:
         """Names of packed values and scales; made once."""
         packed, scales = f"{name}.packed", f"{name}.scales"
         if all(weight.name != packed for weight in self._weights):
-            values = quantise(self._joined(parts or (name,), "weight"), self._bits_of(name))
+            given = [self._given[part] for part in parts or (name,) if part in self._given]
+            if given:
+                values = tuple(np.concatenate(arrays) for arrays in zip(*given, strict=True))
+            else:
+                values = quantise(self._joined(parts or (name,), "weight"), self._bits_of(name))
             self._constant(packed, values[0])
             self._constant(scales, values[1])
         return packed, scales
@@ -248,7 +301,7 @@ class _Builder:
         return self._bits
 
     def _constant(self, name: str, array: NDArray[Any]) -> str:
-        self._weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
+        self._weights.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
         return name
 
     def _node(
@@ -266,3 +319,9 @@ class _Builder:
             helper.make_node(operator, list(inputs), [output], name, domain=domain or None, **attributes)
         )
         return output
+
+
+def halved(array: NDArray[np.float32]) -> NDArray[np.float16]:
+    """In float16; what is beyond its range becomes infinite, and the check after the export finds it."""
+    with np.errstate(over="ignore"):
+        return array.astype(np.float16)

@@ -12,9 +12,10 @@ _ROWS_AT_ONCE: Final = 4096  # bounds the working memory
 _SHRINKS: Final = {4: tuple(1.0 - 0.03 * step for step in range(11)), 8: (1.0,)}
 
 Matrix = NDArray[np.float32]
+Packed = tuple[NDArray[np.uint8], Matrix]  # values and scales of a matrix, as ``quantise`` returns them
 
 
-def quantise(weight: Matrix, bits: int, block: int = BLOCK) -> tuple[NDArray[np.uint8], Matrix]:
+def quantise(weight: Matrix, bits: int, block: int = BLOCK) -> Packed:
     """Symmetric round-to-nearest per block of ``block`` columns, ``bits`` 4 or 8.
 
     ``weight`` is ``[rows, columns]``. Returns the packed values, uint8 ``[rows, blocks, block * bits //
@@ -33,13 +34,43 @@ def quantise(weight: Matrix, bits: int, block: int = BLOCK) -> tuple[NDArray[np.
     for begin in range(0, rows, _ROWS_AT_ONCE):
         part = slice(begin, begin + _ROWS_AT_ONCE)
         values, scales[part] = _quantise_rows(padded[part].reshape(-1, blocks, block), bits)
-        packed[part] = values if bits == 8 else values[..., 0::2] | values[..., 1::2] << 4
+        packed[part] = _packed(values, bits)
     return packed, scales
+
+
+def pack(levels: Matrix, bits: int, block: int = BLOCK) -> NDArray[np.uint8]:
+    """Whole numbers ``[rows, columns]`` in ``[-2**(bits-1), 2**(bits-1))`` as ``quantise`` packs them."""
+    rows, columns = levels.shape
+    blocks = -(-columns // block)
+    values = np.full((rows, blocks * block), 2 ** (bits - 1), dtype=np.uint8)
+    values[:, :columns] = (levels + 2 ** (bits - 1)).astype(np.uint8)
+    return _packed(values.reshape(rows, blocks, block), bits)
+
+
+def _packed(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    if bits == 8:
+        return values
+    return (values[..., 0::2] | values[..., 1::2] << 4).astype(np.uint8)
+
+
+def quantise_rows(weight: Matrix) -> tuple[NDArray[np.int8], Matrix]:
+    """Symmetric round-to-nearest with one scale per row of ``[rows, columns]``.
+
+    Returns int8 values in [-127, 127] of the same shape and the scales, float32 ``[rows]``.
+    """
+    scales = (np.abs(weight).max(axis=1, initial=0.0) / 127).astype(np.float32)
+    scales[scales == 0] = 1.0
+    return np.rint(weight / scales[:, None]).astype(np.int8), scales
+
+
+def unpack4(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The values, 0 to 15, of 4-bit blocks ``[rows, blocks, block // 2]`` as ``[rows, blocks * block]``."""
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(len(packed), -1)
 
 
 def dequantise(packed: NDArray[np.uint8], scales: Matrix, bits: int, columns: int) -> Matrix:
     """What ``quantise`` made of a matrix, float32 ``[rows, columns]``."""
-    values = packed if bits == 8 else np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:2], -1)
+    values = packed if bits == 8 else unpack4(packed).reshape(*packed.shape[:2], -1)
     weight = (values.astype(np.float32) - 2 ** (bits - 1)) * scales[..., None]
     result: Matrix = weight.reshape(len(packed), -1)[:, :columns]
     return result
