@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pilotfish.client import AsyncClient, Client, Stream
     from pilotfish.generation import Generation
-    from pilotfish.result import Metrics, Piece, Result
+    from pilotfish.offline import Unconfirmed
+    from pilotfish.result import Confirmed, Metrics, Piece, Result, Revised
     from pilotfish.served_model import ServedModel
     from pilotfish.stream import AsyncStream
     from pilotfish_core.drafts import FinishReason, Origin
@@ -26,6 +27,7 @@ __all__ = [
     "AsyncClient",
     "AsyncStream",
     "Client",
+    "Confirmed",
     "FinishReason",
     "Generation",
     "Hint",
@@ -35,9 +37,11 @@ __all__ = [
     "Piece",
     "PilotfishError",
     "Result",
+    "Revised",
     "SamplingParams",
     "ServedModel",
     "Stream",
+    "Unconfirmed",
 ]
 
 # Imported when first asked for: the command must be able to say what Ctrl-C does before gRPC is loaded.
@@ -46,6 +50,7 @@ _MODULES = {
     "AsyncClient": "pilotfish.client",
     "AsyncStream": "pilotfish.stream",
     "Client": "pilotfish.client",
+    "Confirmed": "pilotfish.result",
     "FinishReason": "pilotfish_core.drafts",
     "Generation": "pilotfish.generation",
     "Hint": "pilotfish_core.modes",
@@ -55,9 +60,11 @@ _MODULES = {
     "Piece": "pilotfish.result",
     "PilotfishError": "pilotfish_core.errors",
     "Result": "pilotfish.result",
+    "Revised": "pilotfish.result",
     "SamplingParams": "pilotfish_core.parameters",
     "ServedModel": "pilotfish.served_model",
     "Stream": "pilotfish.client",
+    "Unconfirmed": "pilotfish.offline",
 }
 
 

@@ -15,6 +15,7 @@ from pilotfish.draft_thread import DraftThread
 from pilotfish.driver import GenerationDriver
 from pilotfish.generation import Generation
 from pilotfish.local_driver import LocalDriver
+from pilotfish.offline import OfflineChoice, WhenBack
 from pilotfish.preparation import Preparation
 from pilotfish.routes import Routes
 from pilotfish.served_model import ServedModel, served_model
@@ -25,6 +26,7 @@ from pilotfish_core.draft_policy import PolicyMemory
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.errors import InvalidParameter, InvalidRequest
 from pilotfish_core.modes import Arm, Hint, Objective
+from pilotfish_core.ngram import NgramDrafter
 from pilotfish_core.parameters import SamplingParams
 from pilotfish_core.prompts import SentPrompts
 from pilotfish_core.tokenizer import Tokenizer
@@ -56,6 +58,12 @@ class AsyncClient:
     ``cloud="never"`` is a hard switch, for private text: nothing is ever sent, ``server`` may be None, and the answers
     are the draft model's own, in pieces of origin "unverified".
 
+    ``offline="draft"``: when the link has been silent for ``offline_after_s``, in mid-answer or before, the draft model
+    goes on alone, in pieces that are not ``verified``, until the link is back. Then ``on_reconnect``: "verify" (what
+    agrees with the target stays, what differs is replaced through a ``Revised`` piece), "keep" (it stands, and the
+    target goes on behind it), or a callable that is given an ``Unconfirmed`` and answers one of the two. With "wait"
+    nothing is shown meanwhile, and tries to reconnect are limited.
+
     ``trace``: where to write when what happened, without any text (see ``pilotfish_core.trace``).
     """
 
@@ -70,6 +78,9 @@ class AsyncClient:
         objective: str | Objective | None = None,
         hint: Hint | None = None,
         cloud: str = "auto",
+        offline: str = "wait",
+        on_reconnect: WhenBack = "verify",
+        offline_after_s: float | None = None,
         window: int = 16,
         config: DeviceConfig | None = None,
         allow_other_fingerprint: bool = False,
@@ -83,6 +94,8 @@ class AsyncClient:
     ) -> None:
         self._alone = cloud == "never" or arm == Arm.DEVICE_ONLY
         named = chosen_arm(arm, cloud=cloud, draft=draft)
+        self._offline = OfflineChoice().changed(offline, on_reconnect, offline_after_s)
+        self._offline.check(draft)
         addresses = () if self._alone else parse_addresses(server)
         credentials = Credentials()
         if not self._alone:
@@ -93,6 +106,7 @@ class AsyncClient:
         self._trace = trace
         self._model = model
         self._config = chosen_config(config, window=window, arm=named, objective=objective)
+        self._draft = draft
         self._hint = hint or Hint()
         self._memory = PolicyMemory()
         self._prompts = SentPrompts()
@@ -119,25 +133,37 @@ class AsyncClient:
             raise InvalidRequest("call prepare() (or generate something) before asking for the tokenizer")
         return self._prepared.tokenizer
 
-    async def generate(self, prompt: Prompt, *, timeout_s: float | None = None, **params: Any) -> AsyncStream:
+    async def generate(
+        self,
+        prompt: Prompt,
+        *,
+        timeout_s: float | None = None,
+        offline: str | None = None,
+        on_reconnect: WhenBack | None = None,
+        **params: Any,
+    ) -> AsyncStream:
         """Begin an answer. ``params``: fields of SamplingParams; without ``seed`` a random one is drawn and reported.
 
-        ``timeout_s`` counts from this call on. Raises InvalidParameter, UnsupportedParameter, and what ``prepare``
-        does; what goes wrong later comes out of the stream.
+        ``timeout_s`` counts from this call on. ``offline``, ``on_reconnect``: other than the client's. Raises
+        InvalidParameter, UnsupportedParameter, and what ``prepare`` does; what goes wrong later comes out of
+        the stream.
         """
         deadline = Deadline.after(timeout_s)
         sampling = SamplingParams.from_mapping(params)
+        alone = self._offline_of(offline, on_reconnect)
         await self._until(deadline, self.prepare())
         tokens = tuple(self.tokenizer.encode(prompt)) if isinstance(prompt, str) else token_ids(prompt)
         if not tokens:
             raise InvalidParameter.of("prompt", prompt, "at least one token")
-        return self._begin(tokens, sampling, deadline)
+        return self._begin(tokens, sampling, deadline, alone)
 
     async def chat(
         self,
         messages: Sequence[Message],
         *,
         timeout_s: float | None = None,
+        offline: str | None = None,
+        on_reconnect: WhenBack | None = None,
         template_variables: Mapping[str, Any] | None = None,
         **params: Any,
     ) -> AsyncStream:
@@ -149,8 +175,9 @@ class AsyncClient:
         """
         deadline = Deadline.after(timeout_s)
         sampling = SamplingParams.from_mapping(params)
+        alone = self._offline_of(offline, on_reconnect)
         tokens = await self._until(deadline, self._prompt_of(messages, True, template_variables))
-        return self._begin(tokens, sampling, deadline)
+        return self._begin(tokens, sampling, deadline, alone)
 
     async def count_tokens(self, prompt: Prompt | Sequence[Message]) -> int:
         """How many tokens a prompt has for the target: text as ``generate`` takes it, or messages as ``chat`` does."""
@@ -189,16 +216,31 @@ class AsyncClient:
             cast("Sequence[Message]", prompt), self.tokenizer, add_generation_prompt=answer, variables=variables
         )
 
-    def _begin(self, tokens: tuple[int, ...], params: SamplingParams, deadline: Deadline | None) -> AsyncStream:
-        generation = Generation(prompt=tokens, params=params, model=self._model, tokenizer_hash=self.tokenizer.hash)
-        return self._stream(generation, deadline)
+    def _offline_of(self, offline: str | None, on_reconnect: WhenBack | None) -> OfflineChoice:
+        choice = self._offline.changed(offline, on_reconnect)
+        choice.check(self._draft)
+        return choice
 
-    async def resume(self, generation: Generation | str | Path, *, timeout_s: float | None = None) -> AsyncStream:
+    def _begin(
+        self, tokens: tuple[int, ...], params: SamplingParams, deadline: Deadline | None, offline: OfflineChoice
+    ) -> AsyncStream:
+        generation = Generation(prompt=tokens, params=params, model=self._model, tokenizer_hash=self.tokenizer.hash)
+        return self._stream(generation, deadline, offline)
+
+    async def resume(
+        self,
+        generation: Generation | str | Path,
+        *,
+        timeout_s: float | None = None,
+        offline: str | None = None,
+        on_reconnect: WhenBack | None = None,
+    ) -> AsyncStream:
         """Go on with a generation (or a saved one) from what it holds.
 
         Raises InvalidRequest for one that has finished.
         """
         deadline = Deadline.after(timeout_s)
+        alone = self._offline_of(offline, on_reconnect)
         if not isinstance(generation, Generation):
             generation = Generation.load(generation)
         if generation.finished and generation.finish is not None:
@@ -207,7 +249,7 @@ class AsyncClient:
             )
         await self._until(deadline, self.prepare())
         generation.count_attempts_from_clock()
-        return self._stream(generation, deadline)
+        return self._stream(generation, deadline, alone)
 
     @property
     def hint(self) -> Hint:
@@ -233,8 +275,10 @@ class AsyncClient:
         if self._closed:
             raise InvalidRequest("the client is closed")
 
-    def _stream(self, generation: Generation, deadline: Deadline | None) -> AsyncStream:
+    def _stream(self, generation: Generation, deadline: Deadline | None, offline: OfflineChoice) -> AsyncStream:
         self._check_open()
+        if isinstance(self._prepared.drafter, NgramDrafter | None):
+            offline = OfflineChoice()  # "auto" found no model: prompt lookup copies, it does not write
         driver = (
             self._local_driver(generation)
             if self._alone
@@ -252,6 +296,7 @@ class AsyncClient:
                 routes=self._routes,
                 padded=self._padded,
                 deadline=None if deadline is None else deadline.at,
+                offline=offline,
                 trace=self._trace,
             )
         )

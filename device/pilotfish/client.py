@@ -51,6 +51,16 @@ class Stream:
         return self._stream.draft_text
 
     @property
+    def unverified_text(self) -> str:
+        """What was shown while the link was away and is not decided yet; see AsyncStream."""
+        return self._stream.unverified_text
+
+    @property
+    def offline(self) -> bool:
+        """Whether the device goes on alone at the moment."""
+        return self._stream.offline
+
+    @property
     def policy(self) -> Mapping[str, Any]:
         """The numbers behind who drafts at the moment."""
         return self._stream.policy
@@ -117,7 +127,7 @@ class Client:
         self._post(lambda: setattr(self._client, "hint", hint))
 
     def generate(self, prompt: Prompt, *, timeout_s: float | None = None, **params: Any) -> Stream:
-        """Begin an answer; see AsyncClient.generate."""
+        """Begin an answer; see AsyncClient.generate, also for ``offline`` and ``on_reconnect``."""
         return Stream(self._call(self._client.generate(prompt, timeout_s=timeout_s, **params)), self)
 
     def chat(self, messages: Sequence[Message], *, timeout_s: float | None = None, **params: Any) -> Stream:
@@ -136,9 +146,9 @@ class Client:
         """What the verifier serves."""
         return self._call(self._client.describe())
 
-    def resume(self, generation: Generation | str | Path, *, timeout_s: float | None = None) -> Stream:
+    def resume(self, generation: Generation | str | Path, *, timeout_s: float | None = None, **options: Any) -> Stream:
         """Go on with a generation; see AsyncClient.resume."""
-        return Stream(self._call(self._client.resume(generation, timeout_s=timeout_s)), self)
+        return Stream(self._call(self._client.resume(generation, timeout_s=timeout_s, **options)), self)
 
     def close(self) -> None:
         """Cancel what runs, close channels and drafter, end the thread."""
