@@ -32,6 +32,7 @@ def add_client_options(parser: Any, *, alone: bool = True) -> None:
         "--config", metavar="F", help="settings in TOML (default: $PILOTFISH_DEVICE_CONFIG, pilotfish/config.toml)"
     )
     _add_policy(parser.add_argument_group("policy", "who drafts, and what the choice is to make the best of"), alone)
+    _add_offline(parser.add_argument_group("offline", "while the verifier cannot be reached"), alone)
     _add_security(parser.add_argument_group("security"))
 
 
@@ -54,6 +55,20 @@ def _add_policy(group: Any, alone: bool) -> None:
             help="never: send nothing, the draft model writes alone",
         )
     group.add_argument("--verbose", action="store_true", help="tell the policy's choices and the numbers behind them")
+
+
+def _add_offline(group: Any, alone: bool) -> None:
+    group.add_argument(
+        "--offline",
+        choices=["wait", "draft"],
+        help="draft: a draft model goes on alone, unverified, until the link is back (default: wait)",
+    )
+    if alone:
+        group.add_argument(
+            "--on-reconnect",
+            choices=["verify", "keep"],
+            help="of what it wrote: what differs is replaced (default: verify), or all of it stands as it is",
+        )
 
 
 def _add_security(group: Any) -> None:
@@ -91,6 +106,8 @@ def settled(arguments: argparse.Namespace) -> dict[str, Any]:
         "objective": arguments.objective,
         "hint": Hint(arguments.battery_low, arguments.metered, arguments.prefer_fast),
         "cloud": cloud,
+        "offline": arguments.offline,
+        "on_reconnect": getattr(arguments, "on_reconnect", "verify"),
         "tokenizer": arguments.tokenizer,
         "model": arguments.model,
         "window": arguments.window,

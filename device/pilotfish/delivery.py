@@ -46,7 +46,8 @@ class Delivery:
             begin = end
         if self.text.unsettled and not deliver.undecided:
             rest = "" if finish is None else self.text.end(finish)
-            self._settle(Piece(rest, (), self._last_origin), deliver.position + len(tokens), revised=deliver.withdrawn > 0)
+            piece = Piece(rest, (), self._last_origin)
+            self._settle(piece, deliver.position + len(tokens), revised=deliver.withdrawn > 0)
 
     def show(self, shown: ShowUnverified, finish: Finish | None) -> None:
         """Draft tokens, marked as unverified; ``finish``: the answer may be complete with them."""

@@ -78,10 +78,11 @@ def _follow(stream: Stream, arguments: argparse.Namespace) -> int:
     stopped: KeyboardInterrupt | None = None
     saved = True
     try:
+        stands = _alone(arguments) or arguments.on_reconnect == "keep"  # even what is unverified
         for piece in stream:
             logprobs.extend(piece.logprobs or ())
-            if not arguments.json:
-                show(piece.text)
+            if not arguments.json:  # what was printed cannot be taken back
+                show(piece.text if stands else piece.verified_text)
     except KeyboardInterrupt as stop:
         stopped = stop
         stream.cancel()
@@ -121,16 +122,19 @@ def _print(result: Result, as_json: bool, logprobs: list[TokenLogprobs] | None) 
         show(json.dumps(document) + "\n")
     else:
         show("\n")
-        note(_summary(document["metrics"], result.finish_reason))
+        note(_summary(document["metrics"], result.finish_reason, verified=result.verified))
 
 
-def _summary(metrics: dict[str, Any], reason: FinishReason) -> str:
-    alone = metrics["policy"].get("arm") == Arm.DEVICE_ONLY
-    how = "unverified" if alone else f"{metrics['mean_acceptance_length']:.2f} tokens a step"
+def _summary(metrics: dict[str, Any], reason: FinishReason, *, verified: bool) -> str:
+    how = "unverified" if not verified else f"{metrics['mean_acceptance_length']:.2f} tokens a step"
     return (
         f"[{reason}; {metrics['completion_tokens']} tokens, {metrics['tokens_per_s']:.1f} tokens/s, "
         f"{how}, seed {metrics['seed']}]"
     )
+
+
+def _alone(arguments: argparse.Namespace) -> bool:
+    return bool(arguments.cloud == "never" or arguments.arm == Arm.DEVICE_ONLY)
 
 
 def _check_resume(arguments: argparse.Namespace) -> None:

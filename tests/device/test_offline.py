@@ -73,6 +73,7 @@ class Verifier(ScriptedTransport):
     def __init__(self, tokens: Sequence[int], *, cut_at: int, finish: Finish = LENGTH, by: int = 1) -> None:
         super().__init__(self._script)
         self.back = asyncio.Event()
+        self.said_all = asyncio.Event()
         self._tokens, self._cut_at, self._finish, self._by = tuple(tokens), cut_at, finish, by
 
     async def _script(self, stream: ScriptedStream) -> AsyncIterator[Opened | Commit]:
@@ -86,6 +87,7 @@ class Verifier(ScriptedTransport):
             fresh = self._tokens[held : held + self._by]
             yield Commit(AT + held, fresh, finish=self._finish if held + self._by >= len(self._tokens) else None)
             held += len(fresh)
+        self.said_all.set()
 
 
 class App:
@@ -303,8 +305,7 @@ async def test_what_the_cloud_commits_while_the_app_thinks_is_delivered_in_order
             assert isinstance(piece, Piece)
             app.take(piece)
         verifier.back.set()
-        while len(driver._core._held) < 8:
-            await asyncio.sleep(0)
+        await verifier.said_all.wait()
         assert driver.pieces.empty()
         said.set()
         while isinstance(item := await driver.pieces.get(), Piece):
