@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
-from typing import Any
+import time
+from typing import Any, Final
 
 from pilotfish.client import Client, Stream
 from pilotfish.client_options import add_client_options, settled
@@ -18,6 +20,8 @@ from pilotfish.trace_file import tracing
 from pilotfish_core.drafts import FinishReason, TokenLogprobs
 from pilotfish_core.errors import FileFormatError, InvalidParameter, LocalError
 from pilotfish_core.modes import Arm
+
+SAVE_EVERY_S: Final = 0.25
 
 
 def add_generate_parser(commands: Any) -> None:
@@ -40,7 +44,11 @@ def add_generate_parser(commands: Any) -> None:
     parser.add_argument(
         "--trace", metavar="F", help="write there when what happened, without text, for pilotfish-sim calibrate"
     )
-    parser.add_argument("--save", metavar="F", help="save the generation there, whether it ends or not")
+    parser.add_argument(
+        "--save",
+        metavar="F",
+        help="keep the generation there, while it runs too: a process that is killed resumes from there (--resume)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
     parser.set_defaults(run=run)
 
@@ -79,7 +87,9 @@ def _follow(stream: Stream, arguments: argparse.Namespace) -> int:
     saved = True
     try:
         stands = _alone(arguments) or arguments.on_reconnect == "keep"  # even what is unverified
+        saver = _Saver(stream, arguments.save)
         for piece in stream:
+            saver.save()
             logprobs.extend(piece.logprobs or ())
             if not arguments.json:  # what was printed cannot be taken back
                 show(piece.text if stands else piece.verified_text)
@@ -102,6 +112,24 @@ def _follow(stream: Stream, arguments: argparse.Namespace) -> int:
     if stopped is not None:
         return stopped.exit_code if isinstance(stopped, Stopped) else 130
     return 130 if stream.result.finish_reason is FinishReason.ABORT else 0
+
+
+class _Saver:
+    """Keeps a file near what has come, before that is printed: a process that is killed resumes from there."""
+
+    def __init__(self, stream: Stream, file: str | None) -> None:
+        self._stream, self._file = stream, file
+        self._next = 0.0
+        self.save()
+
+    def save(self) -> None:
+        """Where it is time. What fails is told at the end, when it is tried again."""
+        now = time.monotonic()
+        if self._file is None or now < self._next:
+            return
+        with held(), contextlib.suppress(FileFormatError):
+            self._stream.generation.save(self._file)
+        self._next = now + SAVE_EVERY_S
 
 
 def _save(stream: Stream, file: str) -> bool:
