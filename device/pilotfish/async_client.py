@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 
+from pilotfish.auto_draft import AutoDraft
 from pilotfish.chat_prompts import ChatPrompts, Message
 from pilotfish.client_choices import Prompt, chosen_arm, chosen_config, token_ids
 from pilotfish.credentials import Credentials
@@ -33,6 +34,7 @@ from pilotfish_core.tokenizer import Tokenizer
 from pilotfish_core.trace import ClientTrace
 
 if TYPE_CHECKING:
+    from pilotfish.draft_download import DownloadProgress
     from pilotfish_openai.chat_template import ChatTemplate
 
 T = TypeVar("T")
@@ -43,7 +45,8 @@ class AsyncClient:
     """Talks to a verifier (or several replicas of one) and drafts on this machine. Belongs to one event loop.
 
     ``server``: address, comma-separated list or list; later ones are tried when earlier ones fail. ``draft``: an
-    exported folder, "ngram", "auto" (n-gram until the verifier offers a draft model), None, or a Drafter.
+    exported folder, "ngram", "auto" (what the verifier offers; n-gram where it offers nothing, and until it is
+    fetched), None, or a Drafter. ``on_download`` is told how that goes.
     ``tokenizer``: folder or tokenizer.json; without one the drafter's is used, else the verifier's is fetched and
     cached. Heavy work happens in ``prepare``, at the latest with the first generation.
 
@@ -90,6 +93,7 @@ class AsyncClient:
         key: str | Path | None = None,
         insecure: bool = False,
         pad: bool = False,
+        on_download: Callable[[DownloadProgress], None] | None = None,
         trace: ClientTrace | None = None,
     ) -> None:
         self._alone = cloud == "never" or arm == Arm.DEVICE_ONLY
@@ -113,16 +117,24 @@ class AsyncClient:
         self._routes = Routes()
         self._allow_other_fingerprint = allow_other_fingerprint
         self._executor = DraftThread()
-        self._prepared = Preparation(draft, tokenizer, model, self._executor)
+        auto = None
+        if draft == "auto" and not self._alone and not self._hint.metered_network:
+            auto = AutoDraft(self._transport, credentials, model, insecure=insecure, report=on_download)
+        self._prepared = Preparation(draft, tokenizer, model, self._executor, auto)
         self._chat = ChatPrompts(None if self._alone else self._transport, model, [tokenizer, draft])
         self._streams: set[AsyncStream] = set()
         self._closed = False
 
     async def prepare(self) -> None:
-        """Load the drafter and the tokenizer now instead of with the first generation.
+        """Load the drafter and the tokenizer now instead of with the first generation, and wait for a draft model that
+        is being fetched: without this call prompt lookup drafts until it is there.
 
         Raises ModelLoadError, TokenizerMismatch, and what the verifier answers.
         """
+        await self._prepare()
+        await self._prepared.complete()
+
+    async def _prepare(self) -> None:
         self._check_open()
         await self._prepared.run(self._transport)
 
@@ -151,7 +163,7 @@ class AsyncClient:
         deadline = Deadline.after(timeout_s)
         sampling = SamplingParams.from_mapping(params)
         alone = self._offline_of(offline, on_reconnect)
-        await self._until(deadline, self.prepare())
+        await self._until(deadline, self._prepare())
         tokens = tuple(self.tokenizer.encode(prompt)) if isinstance(prompt, str) else token_ids(prompt)
         if not tokens:
             raise InvalidParameter.of("prompt", prompt, "at least one token")
@@ -207,7 +219,7 @@ class AsyncClient:
         self, prompt: Prompt | Sequence[Message], answer: bool, variables: Mapping[str, Any] | None = None
     ) -> tuple[int, ...]:
         """Ids of text, ids or messages; ``answer``: the assistant is to go on behind them."""
-        await self.prepare()
+        await self._prepare()
         if isinstance(prompt, str):
             return tuple(self.tokenizer.encode(prompt))
         if len(prompt) and not any(isinstance(part, Mapping) for part in prompt):
@@ -247,7 +259,7 @@ class AsyncClient:
             raise InvalidRequest(
                 f"the generation has finished ({generation.finish.reason}); there is nothing to resume"
             )
-        await self._until(deadline, self.prepare())
+        await self._until(deadline, self._prepare())
         generation.count_attempts_from_clock()
         return self._stream(generation, deadline, alone)
 

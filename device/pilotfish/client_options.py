@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pilotfish.output import note
 from pilotfish.settings import settle
 from pilotfish_core.errors import InvalidParameter
 from pilotfish_core.modes import Arm, Hint, Objective
+
+if TYPE_CHECKING:
+    from pilotfish.draft_download import DownloadProgress
 
 
 def add_client_options(parser: Any, *, alone: bool = True) -> None:
@@ -117,4 +121,18 @@ def settled(arguments: argparse.Namespace) -> dict[str, Any]:
         "key": arguments.key,
         "insecure": arguments.insecure,
         "pad": arguments.pad,
+        "on_download": _Download(),
     }
+
+
+class _Download:
+    """Tells on standard error how the fetching of a draft model goes, in steps that do not fill a log."""
+
+    def __init__(self) -> None:
+        self._told = -1
+
+    def __call__(self, progress: DownloadProgress) -> None:
+        tenths = 10 * progress.received // max(progress.size, 1)
+        if tenths > self._told:
+            self._told = tenths
+            note(f"pilotfish: draft model {progress.name}: {10 * tenths}% of {progress.size / 1e6:.1f} MB")
