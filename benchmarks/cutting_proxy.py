@@ -23,6 +23,7 @@ class CuttingProxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._links: set[_Link] = set()
         self._down = False
+        self._left: int | None = None
         self.cuts = 0
         self.refused = 0
         self.address = ""
@@ -39,9 +40,9 @@ class CuttingProxy:
         self.cut()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def go_down(self) -> None:
-        """Cut everything, and let nothing through."""
-        self._down = True
+    def go_down(self, *, for_connections: int | None = None) -> None:
+        """Cut everything, and let nothing through; ``for_connections``: come up after so many were refused."""
+        self._down, self._left = True, for_connections
         self.cut()
 
     def come_up(self) -> None:
@@ -57,6 +58,9 @@ class CuttingProxy:
         if self._down:
             self.refused += 1
             writer.transport.abort()
+            if self._left is not None:
+                self._left -= 1
+                self._down = self._left > 0
             return
         there_reader, there_writer = await asyncio.open_connection(self._target.host, self._target.port)
         link = _Link((writer, there_writer), self._bytes_until_cut())
