@@ -285,6 +285,7 @@ class GenerationDriver:
                         self._opened(attempt, message)
                         actions += self._core.opened(message, now)
                     case Commit():
+                        self._check_vocabulary(message)
                         if message.position <= self._core.length < message.end:
                             self.generation.decided_under(attempt.fingerprint)
                         if self._trace is not None:
@@ -305,6 +306,14 @@ class GenerationDriver:
         except ProtocolViolation as error:
             return self._core.fail(error, now)
         return actions
+
+    def _check_vocabulary(self, commit: Commit) -> None:
+        """Raises ProtocolViolation for ids that have no text here: they can neither be shown nor given to a drafter."""
+        largest = max(commit.tokens, default=0)
+        if largest >= self._tokenizer.vocab_size:
+            raise ProtocolViolation(
+                f"the verifier committed token id {largest}, outside the vocabulary of {self._tokenizer.vocab_size}"
+            )
 
     def _send_prompt(self, attempt: Attempt) -> None:
         """The verifier does not know what it was named: send the ids."""

@@ -266,6 +266,8 @@ def translate(error: grpc.aio.AioRpcError, address: Address | None = None) -> Pi
             return ProtocolViolation(f"what listens there is not a Pilotfish verifier: {message}")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceeded(f"the verifier did not answer in time: {message}")
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in message:
+            return ProtocolViolation(f"the verifier sent a frame of more than {MAX_FRAME_BYTES} bytes")
         case grpc.StatusCode.INTERNAL:
             return Unavailable(f"the stream broke: {message}")
         case _:

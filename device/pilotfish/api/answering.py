@@ -80,8 +80,8 @@ class ClientAnswering(Answering):
     def metrics(self) -> dict[str, Any]:
         """On top of what every door says: what the device made of its link. Sums over the answers."""
         known = [choice.result for choice in self._answers if choice.result is not None]
-        names = ("recovered_tokens", "bonus_tokens", "cloud_tokens", "reconnects", "bytes_up", "bytes_down")
-        names += ("unverified_tokens", "confirmed_tokens", "withdrawn_tokens", "kept_tokens")
+        names = ["recovered_tokens", "bonus_tokens", "cloud_tokens", "reconnects", "bytes_up", "bytes_down"]
+        names += ["unverified_tokens", "confirmed_tokens", "withdrawn_tokens", "kept_tokens"]
         sums = {name: sum(getattr(metrics, name) for metrics in known) for name in names}
         arms = {str(metrics.policy.get("arm")): None for metrics in known}
         return super().metrics() | sums | {"drafter": known[0].drafter if known else None, "arms": list(arms)}
