@@ -24,7 +24,7 @@ from pilotfish_core.modes import Hint
 from tests.e2e.certificates import issue
 from tests.e2e.conftest import ROOT, Verifier, connected, serving
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 PROMPT = "import os\n\n\nclass Reader:\n    def __init__(self, path):\n        self.path = path\n"
 PARAMS: dict[str, Any] = {"temperature": 0.8, "max_tokens": 48, "seed": 5, "ignore_eos": True}
 
