@@ -28,7 +28,7 @@ from pilotfish.bench.machine import load, machine
 from pilotfish.bench.pinning import pinned
 from pilotfish.bench.prompts import PROMPTS, WARM_UP
 from pilotfish.client import AsyncClient
-from pilotfish.demo.stage import VerifierProcess, exported_draft, find_reference, inflated_target
+from pilotfish.demo.stage import LAYERS, VerifierProcess, exported_draft, find_reference, inflated_target
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -159,11 +159,15 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=4)
     parser.add_argument("--max-tokens", type=int, default=320)
     parser.add_argument("--draft", type=Path, help="exported folder (default: the reference draft, int8)")
+    parser.add_argument("--target-layers", type=int, default=LAYERS, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures there")
     given = parser.parse_args()
     reference = find_reference(None)
     work = reference.parent / "build" / "demo"
-    target, draft = inflated_target(reference, work), given.draft or exported_draft(reference, work, "int8")
+    target, draft = (
+        inflated_target(reference, work, given.target_layers),
+        given.draft or exported_draft(reference, work, "int8"),
+    )
     where, rows = machine(), list[dict[str, Any]]()
     verifier = VerifierProcess(target, "--dtype", "bfloat16", "--deterministic")
     with pinned() as pins, contextlib.closing(contextlib.ExitStack()) as stack:

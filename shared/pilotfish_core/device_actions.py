@@ -10,6 +10,7 @@ from pilotfish_core.messages import Ping
 from pilotfish_core.modes import Arm, Hint, Mode, Objective
 from pilotfish_core.offline import OfflineConfig
 from pilotfish_core.retry import RetryPolicy
+from pilotfish_core.tuning import DraftTuning
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,7 @@ class DeviceConfig:
     adaptive: bool = True  # choose how many, when to send them, and whether to draft at all; False: always ``window``
     arm: Arm = Arm.AUTO  # who drafts, at what pace
     objective: Objective = Objective.LATENCY  # of AUTO
+    tuning: DraftTuning = dataclasses.field(default_factory=DraftTuning)  # of the policy
     draft_chunk: int = 1  # tokens per draft task: small, so that a commit is noticed soon
     acknowledge_every: int = 32  # committed tokens; draft runs that open a branch acknowledge for free
     retry: RetryPolicy = dataclasses.field(default_factory=RetryPolicy)

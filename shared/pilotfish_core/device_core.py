@@ -112,7 +112,11 @@ class DeviceCore:
         self._drafting = drafting
         self.policy = DraftPolicy(
             DraftPolicyConfig(
-                window=config.window, adaptive=config.adaptive, arm=config.arm, objective=config.objective
+                window=config.window,
+                adaptive=config.adaptive,
+                arm=config.arm,
+                objective=config.objective,
+                tuning=config.tuning,
             ),
             memory,
             drafting=drafting,

@@ -15,31 +15,22 @@ from typing import Any, Final
 from pilotfish_core.estimators import Acceptance, Average, RoundTrip
 from pilotfish_core.goodput import Pipeline, best_hold, best_lockstep
 from pilotfish_core.modes import Advice, Arm, CloudDraft, Hint, Mode, Objective, Pace, Pacing
+from pilotfish_core.tuning import DraftTuning
 
 FIRST_WINDOW: Final = 2  # draft tokens ahead until the first comparisons are in
 FIRST_COMPARISONS: Final = 4
 FIRST_TRIES: Final = 8
 REMEMBERED: Final = 8.0  # comparisons that what earlier generations showed stands for
-WORTH: Final = 0.05  # a draft token that is the target's with less than this probability is not drafted
-FLUSH_SHARE: Final = 0.1  # of the time between commits that a draft token may wait to be sent with others
-FLUSH_S: Final = (0.001, 0.008)  # within these bounds
-ENOUGH: Final = 6  # draft tokens with the cloud, for a step
-BURST: Final = 8  # draft tokens at a time while there are fewer, at most
-BURST_SHARE: Final = 0.25  # of the time between commits that they may take
+FLUSH_S: Final = (0.001, 0.008)  # bounds of how long a draft token may wait to be sent with others
 HOLD_CAP_S: Final = 0.05  # what a cloud holds at the most, by default
 PROBE_EVERY: Final = (8, 64)  # committed tokens between probes while paused: at first, at most
-SETTLED: Final = 8  # commits between two changes of the arm, at least
 STRIDE: Final = 4  # commits after a change of the arm that do not count
 JUDGEMENTS: Final = 6  # after which they are believed
 SPAN: Final = 24  # tokens over which an arm is judged
 FADE: Final = 0.1  # of what is known of the other arms, for as many tokens
 TRUTH: Final = (0.1, 1.5)  # bounds of one judgement
 SLACK: Final = 0.03  # how much slower than the cloud alone an arm may be that saves something else
-# What an arm must gain to be worth its trouble, and a change of arm on top of it, in shares of the plain speed. So the
-# device begins to draft from a gain of 5% and stops below 2%.
-TROUBLE: Final = {Arm.CLOUD: 0.0, Arm.CO_LOCATED: 0.02, Arm.ASYNC: 0.035}
-HYSTERESIS: Final = 0.015
-RIVALRY: Final = 0.08  # between two arms that both draft, whose speeds change with the text: a share of their speed
+CO_LOCATED_TROUBLE: Final = 0.02  # share of the plain speed that drafts of the cloud's own must gain
 
 _MODES: Final = {
     Arm.CLOUD: Mode(Pacing.PAUSED),
@@ -78,6 +69,7 @@ class DraftPolicyConfig:
     arm: Arm = Arm.AUTO
     objective: Objective = Objective.LATENCY
     flush_s: tuple[float, float] = FLUSH_S
+    tuning: DraftTuning = dataclasses.field(default_factory=DraftTuning)
 
 
 class PolicyMemory:
@@ -105,7 +97,9 @@ class DraftPolicy:
         drafting: bool = True,
         hint: Hint | None = None,
     ) -> None:
-        self.config = config
+        self.config, self._tuning = config, config.tuning
+        # So the device begins to draft from a gain of 5% and stops below 2%.
+        self._trouble = {Arm.CLOUD: 0.0, Arm.CO_LOCATED: CO_LOCATED_TROUBLE, Arm.ASYNC: config.tuning.trouble}
         self.memory = memory or PolicyMemory()
         self.hint = hint or Hint()
         self.acceptance = Acceptance(
@@ -123,11 +117,11 @@ class DraftPolicy:
         self._tried = 0  # results of the drafter
         self._elsewhere = 0
         self._span = (0, 0.0)  # tokens and seconds since the arm was last judged
-        self._since_change = SETTLED
+        self._since_change = self._tuning.settled
         self.arm = self._first_arm()
         self.reason = self._reason(self.arm)
         self._decide()
-        self._since_change = SETTLED  # the first choice is nothing that must settle
+        self._since_change = self._tuning.settled  # the first choice is nothing that must settle
 
     # -- choices ----------------------------------------------------------------------------------------------------
 
@@ -159,13 +153,13 @@ class DraftPolicy:
             return 1 if self._probes and self._since_probe >= self._probe_every else 0
         if not self._experienced:
             return min(self.config.window, FIRST_WINDOW)
-        return min(self.config.window, depth(self.acceptance.rate))
+        return min(self.config.window, self._depth)
 
     @property
     def flush_s(self) -> float:
         """How long a draft token may wait for others to be sent with, when the next step has enough to verify."""
         low, high = self.config.flush_s
-        return min(high, max(low, FLUSH_SHARE * self.step_time.or_else(low)))
+        return min(high, max(low, self._tuning.flush_share * self.step_time.or_else(low)))
 
     def gather_s(self, in_flight: int) -> float:
         """How long what was just drafted may wait: only a moment while fewer than a step's worth are with the cloud,
@@ -173,16 +167,17 @@ class DraftPolicy:
         """
         if not self.config.adaptive or self.burst(in_flight) > 1:
             return 0.0
-        return self.config.flush_s[0] if in_flight < ENOUGH else self.flush_s
+        return self.config.flush_s[0] if in_flight < self._tuning.enough else self.flush_s
 
     def burst(self, in_flight: int) -> int:
         """How many tokens to draft at a time. One, so that a commit is noticed soon; several while a step's worth is
         not with the cloud and no commit can come, as far as they are drafted in a small part of a step.
         """
         step, draft = self._plain_step(), self.memory.draft_time.value
-        if not self.config.adaptive or in_flight >= ENOUGH or not step or not draft:
+        if not self.config.adaptive or in_flight >= self._tuning.enough or not step or not draft:
             return 1
-        return max(1, int(min(BURST, BURST_SHARE * step / draft)))  # a draft of no time at all: infinity
+        most = min(self._tuning.burst, self._tuning.burst_share * step / draft)  # a draft of no time at all: infinity
+        return max(1, int(most))
 
     @property
     def objective(self) -> Objective:
@@ -246,7 +241,7 @@ class DraftPolicy:
     def hinted(self, hint: Hint) -> None:
         """The app said how the device is."""
         self.hint = hint
-        self._since_change = SETTLED
+        self._since_change = self._tuning.settled
         self._decide()
 
     def reconnected(self) -> None:
@@ -297,6 +292,17 @@ class DraftPolicy:
         """Whether it is worth to look now and then whether drafts would do better by now."""
         return self.reason not in (DraftReason.FIXED, DraftReason.BATTERY, DraftReason.BYTES, DraftReason.NO_DRAFTER)
 
+    @property
+    def _lasting(self) -> float:
+        """The acceptance that arms are chosen by: what all answers showed, as far as this one does not contradict it.
+        What a few comparisons say changes with the luck of the draft, and so would the arm.
+        """
+        return min(max(self.memory.acceptance.rate, self.acceptance.lower), self.acceptance.upper)
+
+    @property
+    def _depth(self) -> int:
+        return depth(self.acceptance.rate, self._tuning.worth)
+
     def _first_arm(self) -> Arm:
         if self.config.arm is not Arm.AUTO:
             wanted = self.config.arm
@@ -315,12 +321,11 @@ class DraftPolicy:
         step, draft = self._plain_step(), self.memory.draft_time.value
         if step is None or step <= 0 or draft is None or not self._experienced:
             return None
-        rate = self.acceptance.rate
         pipeline = Pipeline(
-            acceptance=rate,
+            acceptance=self._lasting,
             response=(self.memory.round_trip.now or 0.0) + draft,
             gap=draft,
-            window=min(self.config.window, depth(rate)),
+            window=min(self.config.window, depth(self._lasting, self._tuning.worth)),
         )
         return pipeline, step
 
@@ -403,7 +408,7 @@ class DraftPolicy:
         advice = self.memory.advice
         if advice is not None and advice.max_draft_tokens == 0:
             gains.pop(Arm.ASYNC, None)
-        return {arm: gain - TROUBLE[arm] for arm, gain in gains.items()}
+        return {arm: gain - self._trouble[arm] for arm, gain in gains.items()}
 
     def _decide(self) -> None:
         if not self.config.adaptive or self.config.arm not in (Arm.AUTO, Arm.ASYNC):
@@ -415,8 +420,9 @@ class DraftPolicy:
             return  # nothing is known yet: go on and find out
         best = max(scores, key=lambda arm: scores[arm])
         current = scores.get(self.arm, -math.inf)
-        margin = HYSTERESIS if Arm.CLOUD in (best, self.arm) else RIVALRY * (1.0 + scores[best])
-        settled = self._since_change >= SETTLED or current == -math.inf
+        drafts_or_not = Arm.CLOUD in (best, self.arm)
+        margin = self._tuning.hysteresis if drafts_or_not else self._tuning.rivalry * (1.0 + scores[best])
+        settled = self._since_change >= self._tuning.settled or current == -math.inf
         if best is not self.arm and settled and scores[best] > current + margin:
             self._change(best)
         elif self.reason is DraftReason.RAMP and self.arm is Arm.ASYNC:
@@ -449,16 +455,16 @@ class DraftPolicy:
         if not self._may_draft:
             return DraftReason.LOAD
         gain = self.gain
-        if arm is Arm.CO_LOCATED and gain is not None and gain > TROUBLE[Arm.ASYNC]:
+        if arm is Arm.CO_LOCATED and gain is not None and gain > self._tuning.trouble:
             return DraftReason.CLOUD_DRAFTS
         return DraftReason.USELESS if self.acceptance.rate < 0.3 else DraftReason.SLOW
 
 
-def depth(acceptance: float) -> int:
-    """How far ahead a draft token still is the target's with a probability of at least ``WORTH``."""
+def depth(acceptance: float, worth: float) -> int:
+    """How far ahead a draft token still is the target's with a probability of at least ``worth``."""
     if acceptance >= 0.99:
         return 300
-    return max(1, math.floor(math.log(WORTH) / math.log(max(acceptance, 1e-6))))
+    return max(1, math.floor(math.log(worth) / math.log(max(acceptance, 1e-6))))
 
 
 def _ms(seconds: float | None) -> float | None:

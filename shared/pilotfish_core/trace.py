@@ -154,6 +154,7 @@ class StepRecord:
     took_us: int
     whole_us: int
     rows: int
+    padded: int  # rows that were computed for them
     sequences: int
     context: int  # KV tokens read, each sequence's once
     drafts: int  # rows that verified drafts

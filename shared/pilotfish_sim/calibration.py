@@ -12,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 
 from pilotfish_core.errors import InvalidParameter
+from pilotfish_core.trace import StepRecord
 from pilotfish_sim.fitting import knots, robust_fit, segments
 from pilotfish_sim.trace_file import Client, Generation, Traces
 
@@ -219,8 +220,9 @@ def _target(traces: Traces, residuals: dict[str, float], remarks: list[str]) -> 
         raise InvalidParameter(
             f"the traces: {len(steps)} steps of a verifier; expected at least {FEW}: the trace of pilotfish-cloud serve"
         )
-    rows = np.array([step.rows for step in steps], dtype=np.float64)
-    places = knots([step.rows for step in steps])
+    computed = [max(step.rows, step.padded) for step in steps]
+    rows = np.array(computed, dtype=np.float64)
+    places = knots(computed)
     matrix = np.hstack(
         [
             np.ones((len(steps), 1)),
@@ -237,12 +239,19 @@ def _target(traces: Traces, residuals: dict[str, float], remarks: list[str]) -> 
     sequence, context = fit.coefficients[-2:]
     return {
         "step_ms": {count: round(max(value, 0.001), 4) for count, value in curve.items()},
+        "row_sizes": _row_sizes(steps),
         "sequence_us": round(float(sequence) * 1e3, 2),
         "context_us": round(float(context) * 1e3, 2),
         "spread": fit.spread(FACTORS),
         "max_num_seqs": 64,  # of `pilotfish-cloud serve`, by default
         "max_num_batched_tokens": 512,
     }
+
+
+def _row_sizes(steps: Sequence[StepRecord]) -> list[int]:
+    """Row counts to which steps were padded: all that were computed, up to the largest that was more than asked for."""
+    largest = max((step.padded for step in steps if step.padded > step.rows), default=0)
+    return sorted({step.padded for step in steps if step.padded <= largest})
 
 
 def _between(traces: Traces) -> float:

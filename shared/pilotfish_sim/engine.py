@@ -74,7 +74,7 @@ class VirtualEngine:
         self.figures = EngineFigures()
         self.verify = VerifyCounts()
         self._clock = clock
-        self._seconds = target.step_time()
+        self._seconds, self._padded = target.step_time(), target.padded
         self._texts: dict[str, Text] = {}
         self._listeners: dict[str, Listener] = {}
         self._sequences: dict[str, Sequence] = {}
@@ -245,6 +245,7 @@ class VirtualEngine:
                 took_us=took_us,
                 whole_us=took_us,
                 rows=step.num_rows,
+                padded=self._padded(step.num_rows),
                 sequences=len(step.scheduled),
                 context=step.load.context,
                 drafts=sum(entry.yields - 1 for entry in step.scheduled if entry.yields),
@@ -335,4 +336,6 @@ def speculation_policy(target: Target) -> SpeculationPolicy:
         return policy
     if target.speculation == "fixed":
         return FixedRows(target.max_draft_rows)
-    return Goodput(target.max_draft_rows, hold_cap=target.hold_cap_ms / 1e3)
+    return Goodput(
+        target.max_draft_rows, hold_cap=target.hold_cap_ms / 1e3, row_sizes=target.row_sizes, tuning=target.tuning
+    )

@@ -99,6 +99,25 @@ def choice(default: Any, kind: type[enum.Enum]) -> Any:
     return dataclasses.field(default=default, metadata={_CHECK: check})
 
 
+def constants(kind: type[Any]) -> Any:
+    """A frozen dataclass of numbers above 0, or some of its fields by their names; its defaults by default."""
+    defaults = kind()
+
+    def check(value: Any) -> Any:
+        if isinstance(value, kind):
+            return value
+        names = [field.name for field in dataclasses.fields(kind)]
+        if not isinstance(value, Mapping) or not set(value) <= set(names):
+            raise Wrong(f"keys and values, of {', '.join(names)}")
+        for name, one in value.items():
+            whole = isinstance(getattr(defaults, name), int)
+            if isinstance(one, bool) or not isinstance(one, int if whole else int | float) or not 0 < one <= 1e6:
+                raise Wrong(f"{'a whole number' if whole else 'a number'} above 0 for {name}")
+        return dataclasses.replace(defaults, **value)
+
+    return dataclasses.field(default=defaults, metadata={_CHECK: check})
+
+
 def checked(default: Any, check: Callable[[Any], Any]) -> Any:
     """Whatever ``check`` lets pass; it returns what is kept, and raises Wrong."""
     return dataclasses.field(default=default, metadata={_CHECK: check})

@@ -83,6 +83,7 @@ class _World:
             adaptive=scenario.device.adaptive,
             arm=scenario.arm,
             objective=scenario.objective,
+            tuning=scenario.device.tuning,
         )
         self._drafting = scenario.arm.device_drafts or scenario.arm is Arm.AUTO
         self._policy = load_class("device.policy", scenario.device.policy) if scenario.device.policy else None

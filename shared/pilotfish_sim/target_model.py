@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, Protocol
 
-from pilotfish_sim.fields import Section, Wrong, checked, flag, integer, number, numbers, text
+from pilotfish_core.tuning import RowTuning
+from pilotfish_sim.fields import Section, Wrong, checked, constants, flag, integer, number, numbers, text
 
 GIB: Final = 2**30
 
@@ -82,6 +83,16 @@ def _step_ms(value: Any) -> Any:
     return tuple(points)
 
 
+def _row_sizes(value: Any) -> tuple[int, ...]:
+    """Ascending row counts."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise Wrong("a list of row counts, such as [4, 8, 16]")
+    sizes = [size for size in value if isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= 10**6]
+    if len(sizes) != len(value) or sizes != sorted(set(sizes)):
+        raise Wrong("row counts that ascend, such as [4, 8, 16]")
+    return tuple(sizes)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Target(Section):
     """A verifier replica: either ``step_ms`` (measured), or ``model`` on ``gpus`` x ``gpu`` (roofline).
@@ -89,6 +100,7 @@ class Target(Section):
     ``efficiency``: of the data sheet's FLOP/s and bandwidth that are reached. ``overhead_ms``: of a step beside the
     roofline (launches, sampling, scheduling). With a curve, ``context_us``: microseconds for each 1,000 KV tokens that
     a step reads; ``sequence_us``: for each sequence of a step after the first; ``kv_tokens``: tokens of KV that fit.
+    ``row_sizes``: to which steps are padded, as embedded engines pad them; larger ones are not.
     ``spread``: factors, one of which is drawn for each step. ``service_ms``: what the service adds to a frame in each
     direction; ``open_ms``: to the opening of a stream, beside that. The other fields are the flags of
     ``pilotfish-cloud serve``.
@@ -97,6 +109,7 @@ class Target(Section):
     section: ClassVar[str] = "target"
 
     step_ms: tuple[tuple[int, float], ...] | None = checked(None, _step_ms)
+    row_sizes: tuple[int, ...] = checked((), _row_sizes)
     context_us: float = number(0.0, 0.0, 1e6, "microseconds")
     sequence_us: float = number(0.0, 0.0, 1e6, "microseconds")
     spread: tuple[float, ...] = numbers(0.01, 100.0)
@@ -121,6 +134,7 @@ class Target(Section):
     prefix_cache: bool = flag(True)
     speculation: str = text("goodput")
     hold_cap_ms: float = number(50.0, 0.0, 1e4, "milliseconds")
+    tuning: RowTuning = constants(RowTuning)
     policy: str = text("")  # module:Class of a SpeculationPolicy under study
     draft_step_ms: float | None = number(None, 0.0, 1e4, "milliseconds", above=True)
     draft_acceptance: float = number(0.8, 0.0, 1.0)
@@ -174,8 +188,19 @@ class Target(Section):
         """Blocks of KV."""
         return self.kv_capacity // self.block_size
 
+    def padded(self, rows: int) -> int:
+        """The rows that a step of so many computes."""
+        place = bisect.bisect_left(self.row_sizes, rows)
+        return rows if place == len(self.row_sizes) else self.row_sizes[place]
+
     def step_time(self) -> StepTime:
         """Seconds of a step, by its rows, the KV tokens that its attention reads, and its sequences."""
+        seconds = self._unpadded()
+        if not self.row_sizes:
+            return seconds
+        return lambda rows, context, sequences=1, /: seconds(self.padded(rows), context, sequences)
+
+    def _unpadded(self) -> StepTime:
         if self.step_ms is not None:
             return _curve(self.step_ms, self.context_us * 1e-9, self.sequence_us * 1e-6)
         model, gpu = MODELS[self.model], GPUS[self.gpu]

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from pilotfish_core.errors import InvalidParameter
-from pilotfish_sim.fields import Section, Wrong, checked, choice, flag, integer, number, numbers, text
+from pilotfish_core.tuning import DraftTuning
+from pilotfish_sim.fields import Section, Wrong, checked, choice, constants, flag, integer, number, numbers, text
 from pilotfish_sim.links import Change, Cut, Jitter, LinkSpec, load_trace
 
 
@@ -125,6 +126,7 @@ class Device(Section):
     power_w: float = number(0.0, 0.0, 1e4, "watts")
     battery_wh: float | None = number(None, 0.0, 1e6, "watt-hours", above=True)
     policy: str = text("")  # module:Class of a DraftPolicy under study
+    tuning: DraftTuning = constants(DraftTuning)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pilotfish_cloud.engine import determinism
+from pilotfish_cloud.engine import determinism, slow_sizes
 from pilotfish_cloud.engine.attention_plan import AttentionRule
 from pilotfish_cloud.engine.determinism import equal_sizes
 from pilotfish_cloud.engine.engine import EmbeddedEngine
@@ -20,6 +21,7 @@ from pilotfish_cloud.engine.engine_config import EngineConfig
 from pilotfish_cloud.engine.linear import PackedLinear
 from pilotfish_cloud.engine.loading import load_model
 from pilotfish_cloud.engine.rule import row_ladder
+from pilotfish_cloud.engine.slow_sizes import undominated
 from pilotfish_core.errors import LocalError
 from tests.cloud.engines import Ear, drafting, request, running
 from tests.device import models as tiny
@@ -190,6 +192,35 @@ def test_the_ladder_of_row_counts(rows: int) -> None:
     assert ladder[-1] >= rows
     assert len(ladder) <= 8 + 4 * rows.bit_length()
     assert all(lower < upper <= max(lower + 1, lower * 1.25) for lower, upper in itertools.pairwise(ladder))
+
+
+def test_sizes_that_a_larger_one_outruns_are_left_out() -> None:
+    assert undominated([(1, 15.6), (2, 18.6), (3, 14.3), (4, 14.1), (6, 14.2), (8, 18.1)]) == (3, 4, 6, 8)
+    assert undominated([(1, 5.0), (2, 4.9), (4, 6.0)]) == (1, 2, 4)  # by less than noise
+    assert undominated([(1, 3.0), (2, 2.0), (4, 1.0)]) == (4,)
+    assert undominated([]) == ()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_leaving_sizes_out_changes_no_bit(folder: Path, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor the fingerprint, whatever this machine's timing says."""
+    answers, fingerprints = set(), set()
+    for slow in ((), (1, 2, 4), (1, 2, 3, 4, 5, 6, 7, 8, 12)):
+
+        def left(times: Iterable[tuple[int, float]], slow: tuple[int, ...] = slow) -> tuple[int, ...]:
+            return tuple(size for size, _ in times if size not in slow)
+
+        monkeypatch.setattr(slow_sizes, "undominated", left)
+        engine = engine_of(folder, dtype)
+        assert engine.runner.row_sizes is not None
+        assert not set(slow) & set(engine.runner.row_sizes)
+        assert not set(slow) & set(engine.runner.output_layer.tile_sizes or ())
+        with running(engine) as ear:
+            engine.open(request("a", list(range(40)), max_tokens=24, ignore_eos=True))
+            ear.wait_end("a")
+            answers.add(tuple(ear.tokens("a")))
+        fingerprints.add(engine.info.fingerprint)
+    assert len(answers) == len(fingerprints) == 1
 
 
 def test_a_rule_that_does_not_hold_is_replaced_by_a_stricter_one(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

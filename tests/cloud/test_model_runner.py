@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pilotfish_cloud.engine.fingerprint import fingerprint
-from pilotfish_cloud.engine.linear import tiles_of
+from pilotfish_cloud.engine.linear import PackedLinear, pack_linears, tiles_of
 from pilotfish_cloud.engine.loading import load_model
 from pilotfish_cloud.engine.model_runner import ModelRunner
 from pilotfish_core.cloud_core import CloudCore, CloudLimits
@@ -242,3 +242,46 @@ def test_tiles_cover_all_rows_and_only_the_last_sticks_out(sizes: tuple[int, ...
         assert set(tiles) <= set(sizes)
         assert sum(tiles) >= count
         assert sum(tiles[:-1]) < count
+
+
+class Siblings(torch.nn.Module):
+    def __init__(self, *, bias: bool) -> None:
+        super().__init__()
+        sizes = {"q_proj": 24, "k_proj": 8, "v_proj": 8}
+        for name, size in sizes.items():
+            self.add_module(name, torch.nn.Linear(16, size, bias=bias))
+
+    def forward(self, inputs: torch.Tensor) -> list[torch.Tensor]:
+        return [layer(inputs) for layer in self.children()]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.inference_mode()
+def test_layers_of_one_input_are_one_product(packed: bool, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = Siblings(bias=bias)
+    one, other = torch.randn(1, 5, 16), torch.randn(1, 3, 16)
+    expected = [layers(one), layers(other)]
+    (linear,) = pack_linears(layers, packed=packed)
+    assert linear.shape_key == (16, 40, bias)
+    calls, product = [0], PackedLinear.product
+
+    def counted(linear: PackedLinear, rows: torch.Tensor) -> torch.Tensor:
+        calls[0] += 1
+        return product(linear, rows)
+
+    monkeypatch.setattr(PackedLinear, "product", counted)
+    for inputs, wanted in zip((one, other), expected, strict=True):
+        torch.testing.assert_close(layers(inputs), wanted)
+    assert calls[0] == 2
+    # Asked out of turn, twice, or for some of them only: computed again, never another input's.
+    q, k, v = layers.children()
+    torch.testing.assert_close(
+        [k(one), k(other), q(one), q(other)], [expected[0][1], expected[1][1], expected[0][0], expected[1][0]]
+    )
+    torch.testing.assert_close([v(one), v(one)], [expected[0][2]] * 2)
+
+
+def test_layers_of_other_sizes_stay_apart() -> None:
+    layers = torch.nn.ModuleDict({"gate_proj": torch.nn.Linear(4, 8), "up_proj": torch.nn.Linear(5, 8)})
+    assert len(pack_linears(layers, packed=False)) == 2

@@ -121,7 +121,7 @@ def test_the_explanation_has_the_numbers() -> None:
 
 
 def test_depth() -> None:
-    assert (depth(0.0), depth(0.5), depth(0.9), depth(1.0)) == (1, 4, 28, 300)
+    assert tuple(depth(rate, 0.05) for rate in (0.0, 0.5, 0.9, 1.0)) == (1, 4, 28, 300)
 
 
 def streaming(**options: object) -> DeviceCore:

@@ -237,6 +237,50 @@ def test_the_prefix_cache_serves_the_second_of_equal_prompts() -> None:
     assert bench.outputs["a"] == bench.outputs["b"] == bench.outputs["other"]
 
 
+def rows_of(step: ScheduledStep | None) -> dict[str, int]:
+    assert step is not None
+    return {entry.sequence.key: entry.rows for entry in step.scheduled}
+
+
+def test_what_several_prompts_begin_with_is_computed_once() -> None:
+    bench = Bench(max_num_batched_tokens=24)
+    prompt = [index % VOCABULARY for index in range(50)]
+    bench.add(sequence("a", prompt, 3), sequence("b", prompt, 3), sequence("c", [*prompt[:24], 0, 1, 2], 3))
+    bench.add(sequence("other", [7] * 10, 3), sequence("salted", prompt[:30], 3, salt=b"x"))
+    steps = [rows_of(bench.step())]
+    assert steps[0] == {"a": 8, "other": 8, "salted": 8}  # b and c let those behind them pass
+    steps += [rows_of(step) for step in iter(bench.step, None)]
+    computed = {key: sum(rows.get(key, 0) for rows in steps) - 2 for key in bench.outputs}  # each decodes two rows
+    # b and c go on alone for their last few blocks.
+    assert computed == {"a": 50, "b": 10, "c": 11, "other": 10, "salted": 30}
+    for key, its in {"a": prompt, "b": prompt, "c": [*prompt[:24], 0, 1, 2]}.items():
+        assert bench.outputs[key] == answer(its, 3)
+
+
+def test_who_lets_others_pass_goes_on_when_the_first_is_gone() -> None:
+    bench = Bench(max_num_batched_tokens=16)
+    prompt = [index % VOCABULARY for index in range(50)]
+    first = sequence("a", prompt, 3)
+    bench.add(first, sequence("b", prompt, 3))
+    assert rows_of(bench.step()) == {"a": 16}
+    bench.scheduler.remove(first, keep=False)
+    assert rows_of(bench.step()) == {"b": 16}
+    bench.run()
+    assert bench.outputs["b"] == answer(prompt, 3)
+
+
+def test_a_short_common_part_makes_nobody_wait() -> None:
+    bench = Bench(max_num_batched_tokens=32)
+    bench.add(sequence("a", [1] * 12 + [2] * 10, 3), sequence("b", [1] * 12 + [3] * 10, 3))
+    assert set(rows_of(bench.step())) == {"a", "b"}
+
+
+def test_without_a_prefix_cache_nobody_waits_for_anothers_prompt() -> None:
+    bench = Bench(max_num_batched_tokens=16, prefix_cache=False)
+    bench.add(sequence("a", [1] * 40, 3), sequence("b", [1] * 40, 3))
+    assert set(rows_of(bench.step())) == {"a", "b"}
+
+
 def test_running_sequences_share_blocks() -> None:
     bench = Bench()
     prompt = list(range(17))
@@ -349,6 +393,8 @@ def test_everyone_finishes_with_the_targets_tokens_whatever_happens(data: st.Dat
     branch = 0
     for number in range(data.draw(st.integers(1, 7))):
         prompt = [1] * chance.randrange(12) + [chance.randrange(3) for _ in range(chance.randrange(1, 25))]
+        if prompts and chance.random() < 0.3:
+            prompt = list(chance.choice(list(prompts.values()))[0])
         count = chance.randrange(1, 64 - len(prompt))
         key = str(number)
         prompts[key] = (prompt, count)

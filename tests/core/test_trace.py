@@ -40,6 +40,7 @@ def written() -> tuple[TraceWriter, list[dict[str, Any]]]:
         took_us=NUMBER,
         whole_us=NUMBER,
         rows=NUMBER,
+        padded=NUMBER,
         sequences=NUMBER,
         context=NUMBER,
         drafts=NUMBER,

@@ -90,9 +90,9 @@ def started(module: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
 
 
 @contextlib.contextmanager
-def serving() -> Iterator[tuple[subprocess.Popen[str], str]]:
+def serving(*more: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A verifier of the reference target, and its address."""
-    arguments = ("serve", TARGET, "--port", 0, "--http-port", 0, "--deterministic", "--json")
+    arguments = ("serve", TARGET, "--port", 0, "--http-port", 0, "--deterministic", "--json", *more)
     with started("pilotfish_cloud", *arguments) as process:
         ready = json.loads(read_some(process.stdout, b"\n"))
         assert ready["event"] == "ready"

@@ -76,6 +76,18 @@ def test_acceptance_is_recorded_by_output_position(read: Traces) -> None:
         )
 
 
+def test_what_steps_are_padded_to_is_found(tmp_path: Path) -> None:
+    target = WORLD["target"] | {"row_sizes": [4, 8, 16]}
+    values = WORLD | {"target": target, "arm": "device-async", "link": {"rtt_ms": 20}}
+    read = read_traces(traced(values, tmp_path))
+    assert {step.padded for _, step in read.steps if step.rows <= 16} <= {4, 8, 16}
+    found = Scenario.of({"target": dict(calibrate(read).sections["target"])}).target
+    assert found.row_sizes in ((4, 8), (4, 8, 16))
+    seconds = found.step_time()
+    assert seconds(1, 0) == seconds(4, 0) < seconds(5, 0) == seconds(8, 0)
+    assert seconds(8, 0) == pytest.approx(0.038, rel=0.05)
+
+
 def test_the_rest_is_predicted(read: Traces) -> None:
     told: list[tuple[int, int]] = []
     cells = hold_out(read, 0.5, by="answers", acceptance="recorded", done=lambda *count: told.append(count))

@@ -45,6 +45,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"arm": "co-located-model"}, "expected target.draft_step_ms to be given with it"),
     ({"target": {"step_ms": 0}}, "target.step_ms is 0; expected milliseconds above 0, or a curve"),
     ({"target": {"step_ms": {1: 30, 8: 20}}}, "never falling"),
+    ({"target": {"row_sizes": [8, 4]}}, "target.row_sizes is [8, 4]; expected row counts that ascend"),
+    ({"target": {"row_sizes": 4}}, "target.row_sizes is 4; expected a list of row counts"),
     ({"target": {"step_ms": 30, "gpu": "h100"}}, "target.gpu is 'h100'; expected nothing beside target.step_ms"),
     ({"target": {"model": "llama-3.1-70b"}}, "target.gpu is ''; expected one of h100"),
     (
@@ -54,6 +56,9 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"target": {"model": "llama-3.1-8b", "gpu": "h100", "kv_tokens": 99}}, "target.kv_tokens is 99; expected nothing"),
     ({"target": {"step_ms": 30, "speculation": "no"}}, "target.speculation is 'no'; expected goodput or fixed"),
     ({"target": {"step_ms": 30, "max_num_seqs": 4096}}, "expected a row each of 4096 max_num_seqs"),
+    ({"device": {"tuning": {"bursts": 2}}}, "expected keys and values, of worth, flush_share, enough"),
+    ({"device": {"tuning": {"burst": 2.5}}}, "expected a whole number above 0 for burst"),
+    ({"target": {"tuning": {"dearer": 0}}}, "expected a number above 0 for dearer"),
     ({"device": {"window": 1.5}}, "device.window is 1.5; expected a whole number"),
     ({"device": {"adaptive": 1}}, "device.adaptive is 1; expected true or false"),
     ({"acceptance": 1.5}, "acceptance.rate is 1.5; expected a number from 0 to 1"),

@@ -138,3 +138,23 @@ def test_the_event_model_of_the_design(
         asynchronous = speed(arm="device-async", link=link, **values)
         assert 0.91 * of_free < asynchronous < 1.05 * of_free
         assert asynchronous > max(of_waiting, cloud)
+
+
+@pytest.mark.parametrize("rtt", [0, 20, 100])
+def test_the_policys_choice_is_near_the_best_arm(rtt: int) -> None:
+    """Devices that draft fast, beside a draft model in the cloud: which of them is better depends on the distance."""
+    values = {
+        "link": {"rtt_ms": rtt},
+        "device": {"draft_ms": 1, "one_client": True},
+        "acceptance": 0.68,
+        "target": {
+            "step_ms": {4: 35, 6: 36.5, 8: 46, 12: 55, 16: 66},
+            "row_sizes": [4, 6, 8, 12, 16],
+            "draft_step_ms": 3,
+            "draft_acceptance": 0.7,
+        },
+        "workload": {"answers": 24, "output_tokens": 96, "prompt_tokens": 60},
+    }
+    there, here = (speed(arm=arm, **values) for arm in ("co-located-model", "device-async"))
+    assert (here > 1.1 * there) == (rtt == 0)
+    assert speed(arm="auto", **values) > 0.95 * max(there, here)

@@ -26,6 +26,7 @@ from pilotfish_cloud.engine.attention_plan import AttentionRule, Segment
 from pilotfish_cloud.engine.linear import PackedLinear
 from pilotfish_cloud.engine.model_runner import ModelRunner
 from pilotfish_cloud.engine.rule import UNRULED, Rule, Shape
+from pilotfish_cloud.engine.slow_sizes import without_slow_sizes
 from pilotfish_core.errors import LocalError
 
 ROW_SIZES: Final = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -40,12 +41,12 @@ _GRAIN: Final = 32768  # elements from which PyTorch splits an element-wise loop
 
 
 def calibrate(runner: ModelRunner, *, max_rows: int) -> Rule:
-    """Find the cheapest rule that holds, make ``runner`` follow it, and return it.
+    """Find the cheapest rule that holds and return it; ``runner`` follows it, without its slow row counts.
 
     Takes about as long as a prefill of two thousand tokens. Raises LocalError when no rule holds.
     """
     for rule in _candidates(runner, max_rows):
-        rule.apply(runner)
+        without_slow_sizes(rule, runner)
         if self_check(runner) == 0:
             return rule
     UNRULED.apply(runner)

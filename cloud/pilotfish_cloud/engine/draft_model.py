@@ -20,6 +20,7 @@ from pilotfish_cloud.engine.loading import LoadedModel
 from pilotfish_cloud.engine.model_runner import ModelRunner
 from pilotfish_cloud.engine.rule import normal_rule, row_ladder
 from pilotfish_cloud.engine.sampler import Sampler, SequenceRows
+from pilotfish_cloud.engine.slow_sizes import without_slow_sizes
 from pilotfish_core.errors import TokenizerMismatch
 from pilotfish_core.estimators import Average
 from pilotfish_core.modes import CloudDraft
@@ -127,7 +128,7 @@ class DraftModel:
         self._sampler = Sampler(target.vocab_size)
         # The pool of cached blocks is of no use here, but cannot be empty.
         self._runner = ModelRunner(loaded, num_slots=num_slots, num_blocks=1, block_size=1, max_len=self._max_len)
-        normal_rule(self._runner, max_rows=MAX_ROWS).apply(self._runner)
+        without_slow_sizes(normal_rule(self._runner, max_rows=MAX_ROWS), self._runner)
         self._held: dict[str, _Held] = {}  # by key, the least recently used first
         self._failed: set[str] = set()
         self._seconds = Average(_GAIN)

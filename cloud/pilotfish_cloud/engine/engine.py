@@ -41,6 +41,7 @@ from pilotfish_cloud.engine.loading import LoadedModel, load_model
 from pilotfish_cloud.engine.model_runner import ModelRunner
 from pilotfish_cloud.engine.opening import Opener
 from pilotfish_cloud.engine.rule import normal_rule
+from pilotfish_cloud.engine.slow_sizes import without_slow_sizes
 from pilotfish_cloud.engine.step_sampler import StepSampler
 from pilotfish_cloud.engine.step_times import step_times
 from pilotfish_cloud.engine.step_trace import StepTrace
@@ -84,7 +85,7 @@ class EmbeddedEngine(Engine):
             rule = calibrate(self.runner, max_rows=most)
         else:
             rule = normal_rule(self.runner, max_rows=most)
-            rule.apply(self.runner)
+            without_slow_sizes(rule, self.runner)
         drafters: list[CloudDrafter] = [CloudNgram()]
         if draft is not None:
             drafters.append(
@@ -366,7 +367,8 @@ class EmbeddedEngine(Engine):
         self._events += [AdviceEvent(sequence.key, advice) for sequence, advice in self.scheduler.look_ahead(done, now)]
         if self._trace is not None:
             ended = time.monotonic()
-            self._trace.step(step, done, began=scheduled_at, took_s=now - began, told=told, ended=ended)
+            padded = self.runner.padded(step.num_rows)
+            self._trace.step(step, done, padded=padded, began=scheduled_at, took_s=now - began, told=told, ended=ended)
 
     def _tell(self) -> None:
         events, self._events = self._events, []

@@ -4,16 +4,23 @@ On CPU, oneDNN computes a matrix product from weights that were reordered once a
 ``F.linear`` (which reorders bf16 weights in every call), and its order of summation hardly depends on the number of
 rows. Where it does depend, ``tile_sizes`` lists the numbers of rows that a deterministic engine may use; in normal mode
 it keeps them few, since each has a kernel of its own.
+
+Layers that take the same input (query, key and value; gate and up) are one product: small ones are slow for what they
+compute. A step of one to four rows takes a tenth less, one of 32 a fiftieth (111 M parameters, AMD Zen 4).
 """
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+# By their names in transformers' model classes.
+JOINED: Final = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 def packing_available(device: torch.device, dtype: torch.dtype) -> bool:
@@ -32,14 +39,18 @@ class PackedLinear(nn.Module):
     padded with zeros.
     """
 
-    def __init__(self, linear: nn.Linear, *, packed: bool) -> None:
+    def __init__(self, *linears: nn.Linear, packed: bool) -> None:
+        """``linears`` of the same input, whose outputs follow each other."""
         super().__init__()
-        self.in_features, self.out_features = linear.in_features, linear.out_features
-        weight = linear.weight.detach()
+        self.in_features, self.out_features = linears[0].in_features, sum(linear.out_features for linear in linears)
+        weight = (
+            linears[0].weight.detach() if len(linears) == 1 else torch.cat([one.weight.detach() for one in linears])
+        )
         self.dtype, self.device = weight.dtype, weight.device
         # A copy of its own: a loader's memory map may be aligned in any way, an allocation is not.
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.clone(), 8) if packed else weight
-        self._bias = None if linear.bias is None else linear.bias.detach().clone()
+        biases = [linear.bias.detach() for linear in linears if linear.bias is not None]
+        self._bias = torch.cat(biases) if biases else None
         self._packed = packed
         self.tile_sizes: tuple[int, ...] | None = None
 
@@ -89,10 +100,55 @@ def tiles_of(count: int, sizes: Sequence[int]) -> list[int]:
     return tiles
 
 
+class _Joined:
+    """Layers of one input: whoever is asked first computes all, the others are asked with the same tensor."""
+
+    def __init__(self, linear: PackedLinear, sizes: Sequence[int]) -> None:
+        self._linear, self._sizes = linear, list(sizes)
+        self._input: Tensor | None = None
+        self._outputs: dict[int, Tensor] = {}
+
+    def output(self, index: int, inputs: Tensor) -> Tensor:
+        if inputs is not self._input or index not in self._outputs:
+            self._input = inputs
+            self._outputs = dict(enumerate(self._linear(inputs).split(self._sizes, -1)))
+        output = self._outputs.pop(index)
+        if not self._outputs:
+            self._input = None
+        return output
+
+
+class _Part(nn.Module):
+    """One of several layers of the same input."""
+
+    def __init__(self, joined: _Joined, index: int) -> None:
+        super().__init__()
+        self._joined, self._index = joined, index
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self._joined.output(self._index, inputs)
+
+
+def _joinable(module: nn.Module) -> Iterator[dict[str, nn.Linear]]:
+    """Children of ``module`` that its forward calls in turn with the same input, by name."""
+    children = dict(module.named_children())
+    for names in JOINED:
+        linears = {name: child for name in names if type(child := children.get(name)) is nn.Linear}
+        kinds = {(each.in_features, each.bias is None, each.weight.dtype) for each in linears.values()}
+        if len(linears) == len(names) and len(kinds) == 1:
+            yield linears
+
+
 def pack_linears(model: nn.Module, *, packed: bool) -> list[PackedLinear]:
     """Replace every ``nn.Linear`` in ``model`` (mutated) and return the replacements."""
     replaced: list[PackedLinear] = []
     for module in list(model.modules()):
+        for linears in _joinable(module):
+            linear = PackedLinear(*linears.values(), packed=packed)
+            joined = _Joined(linear, [each.out_features for each in linears.values()])
+            for index, name in enumerate(linears):
+                setattr(module, name, _Part(joined, index))
+            replaced.append(linear)
         for name, child in list(module.named_children()):
             if type(child) is nn.Linear:
                 linear = PackedLinear(child, packed=packed)

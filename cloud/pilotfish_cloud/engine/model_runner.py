@@ -51,7 +51,8 @@ class ModelRunner:
         self.linears: list[PackedLinear] = pack_linears(loaded.model, packed=self.packed)
         self.rope_length = pin_rope(loaded.model, max_len)
         self._backbone: nn.Module = loaded.model.get_submodule("model")
-        self.lm_head: nn.Module = _Head(loaded.model.get_submodule("lm_head"), self.shape.logit_softcap)
+        self.output_layer = next(linear for linear in self.linears if linear is loaded.model.get_submodule("lm_head"))
+        self.lm_head: nn.Module = _Head(self.output_layer, self.shape.logit_softcap)
         self.rule = AttentionRule()
         self.row_sizes: tuple[int, ...] | None = None
         self.store = KVStore(
@@ -107,7 +108,7 @@ class ModelRunner:
 
     def hidden(self, tokens: Seq[int], segments: Seq[Segment]) -> Tensor:
         """Last hidden states [rows, hidden] of the packed rows (without padding). Call in inference mode."""
-        rows = self._padded(len(tokens))
+        rows = self.padded(len(tokens))
         context = AttentionStep(self.store, segments, rows, self.shape.group, self.rule)
         ids = torch.zeros(1, rows, dtype=torch.long)
         ids[0, : len(tokens)] = torch.tensor(tokens)
@@ -119,7 +120,8 @@ class ModelRunner:
         hidden: Tensor = output.last_hidden_state[0]
         return hidden[: len(tokens)]
 
-    def _padded(self, rows: int) -> int:
+    def padded(self, rows: int) -> int:
+        """The rows that a step of so many computes. Raises ValueError for more than were announced."""
         if self.row_sizes is None:
             return rows
         index = bisect.bisect_left(self.row_sizes, rows)

@@ -13,17 +13,23 @@ Shape = tuple[int, int, bool]  # of a linear layer: in, out, bias
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Rule:
-    """The shapes in use; its text is part of the fingerprint. ``tiles`` by (in, out, bias) of a linear layer."""
+    """The shapes in use; its text is part of the fingerprint. ``tiles`` by (in, out, bias) of a linear layer.
+
+    ``output_tiles``: of the output layer, where it may take fewer than its like.
+    """
 
     attention: AttentionRule
     row_sizes: tuple[int, ...] | None = None
     tiles: tuple[tuple[Shape, tuple[int, ...]], ...] = ()
+    output_tiles: tuple[int, ...] | None = dataclasses.field(default=None, repr=False)
 
     def apply(self, runner: ModelRunner) -> None:
         """Make ``runner`` follow this rule."""
         tiles = dict(self.tiles)
         for linear in runner.linears:
             linear.tile_sizes = tiles.get(linear.shape_key)
+        if self.output_tiles is not None:
+            runner.output_layer.tile_sizes = self.output_tiles
         runner.rule = self.attention
         runner.row_sizes = self.row_sizes
 

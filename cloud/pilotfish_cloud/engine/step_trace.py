@@ -38,9 +38,19 @@ class StepTrace:
         self._waiting.pop(key, None)
 
     def step(
-        self, step: ScheduledStep, done: CompletedStep, *, began: float, took_s: float, told: float, ended: float
+        self,
+        step: ScheduledStep,
+        done: CompletedStep,
+        *,
+        padded: int,
+        began: float,
+        took_s: float,
+        told: float,
+        ended: float,
     ) -> None:
-        """A step: scheduled from ``began`` on, computed for ``took_s``, told of at ``told``, over at ``ended``."""
+        """A step that computed ``padded`` rows, scheduled from ``began`` on, computed for ``took_s``, told of at
+        ``told``, over at ``ended``.
+        """
         writer = self._writer
         for sequence, _ in done.commits:
             opened = self._waiting.pop(sequence.key, None)
@@ -59,6 +69,7 @@ class StepTrace:
                 took_us=round(took_s * 1e6),
                 whole_us=round((ended - began) * 1e6),
                 rows=step.num_rows,
+                padded=padded,
                 sequences=len(step.scheduled),
                 context=step.load.context,
                 drafts=sum(entry.yields - 1 for entry in step.scheduled if entry.yields),

@@ -24,6 +24,7 @@ from pilotfish.bench.runner import Measured
 from pilotfish.bench.settings import DEFAULT_PROMPTS, LOCAL, STDOUT, Settings, settings_of
 from pilotfish.bench.stage import staged
 from pilotfish.bench.sweep import Target, sweep
+from pilotfish.demo.stage import LAYERS
 from pilotfish.files import replace_file
 from pilotfish.output import note, show
 from pilotfish.trace_file import tracing
@@ -111,6 +112,11 @@ def _add_local(group: Any) -> None:
     group.add_argument("--reference", metavar="DIR", help="folder of the reference pair (default: that of the clone)")
     group.add_argument("--work-dir", metavar="DIR", help="for prepared models (default: build/demo beside it)")
     group.add_argument("--dtype", help="float32 or bfloat16 (default: bfloat16)")
+    group.add_argument(
+        "--target-layers",
+        metavar="N",
+        help=f"of the target, which decide what a step takes; at least the reference's own (default: {LAYERS})",
+    )
     group.add_argument(
         "--verifier-flags", metavar="FLAGS", help="more for `pilotfish-cloud serve`: --verifier-flags='--threads 2'"
     )

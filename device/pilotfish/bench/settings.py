@@ -14,6 +14,7 @@ from pilotfish.bench.drafts import DraftChoice, DraftKind
 from pilotfish.bench.link_process import LinkOptions
 from pilotfish.bench.plan import DEVICE_ARMS, NEEDING_CLOUD_MODEL, Cell, arms_of, cells_of
 from pilotfish.bench.values import integer, number
+from pilotfish.demo.stage import LAYERS
 from pilotfish.files import check_replaceable
 from pilotfish.transport import parse_addresses
 from pilotfish_core.errors import InvalidParameter, MissingExtra
@@ -33,6 +34,7 @@ class LocalVerifier:
 
     flags: tuple[str, ...]
     draft_model: bool  # whether it gets the reference draft, to draft with beside the target
+    layers: int  # of the inflated target
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +113,7 @@ def _local(arguments: argparse.Namespace, arms: tuple[Arm, ...]) -> LocalVerifie
         "--verifier-flags": arguments.verifier_flags,
         "--reference": arguments.reference,
         "--work-dir": arguments.work_dir,
+        "--target-layers": arguments.target_layers,
         "--no-cloud-draft-model": None if arguments.cloud_draft_model else "given",
     }
     if arguments.server != LOCAL:
@@ -129,7 +132,8 @@ def _local(arguments: argparse.Namespace, arms: tuple[Arm, ...]) -> LocalVerifie
     except ValueError as error:
         raise InvalidParameter.of("--verifier-flags", arguments.verifier_flags, f"flags ({error})") from None
     wanted = arguments.cloud_draft_model and any(arm in NEEDING_CLOUD_MODEL for arm in arms)
-    return LocalVerifier(("--dtype", dtype, "--deterministic", *more), wanted)
+    layers = LAYERS if arguments.target_layers is None else integer("--target-layers", arguments.target_layers, 1, 200)
+    return LocalVerifier(("--dtype", dtype, "--deterministic", *more), wanted, layers)
 
 
 def _draft(arguments: argparse.Namespace, arms: tuple[Arm, ...]) -> DraftChoice:

@@ -66,7 +66,7 @@ def _models(settings: Settings, say: Callable[[str], None]) -> tuple[Path | None
     work = Path(settings.work_dir) if settings.work_dir else reference.parent / "build" / "demo"
     check_folder("--work-dir", work)
     say("preparing the reference pair (kept for the next time)")
-    target = inflated_target(reference, work.resolve())
+    target = inflated_target(reference, work.resolve(), settings.local.layers)
     if settings.device_drafts and draft.kind is DraftKind.MODEL and draft.folder is None:
         draft = dataclasses.replace(draft, folder=str(exported_draft(reference, work.resolve(), QUANT)))
     return target, draft

@@ -21,8 +21,9 @@ from pilotfish_core.errors import LocalError, ModelLoadError
 
 START_TIMEOUT_S: Final = 300.0
 MARK_FILE: Final = ".pilotfish-demo"  # in folders that a demo made and a later one may remove
-# A size at which one step of the target on one thread of this decade's server CPUs takes 30 to 40 ms in bfloat16.
-INFLATE_ARGUMENTS: Final = ("--hidden-size", "1280", "--num-layers", "6", "--dtype", "bfloat16")
+# Of this size one step of the target takes 15 to 40 ms in bfloat16, on one thread of this decade's server CPUs.
+HIDDEN_SIZE: Final = 1280
+LAYERS: Final = 6
 
 
 def find_reference(given: str | None) -> Path:
@@ -54,13 +55,15 @@ def digest_of(folder: Path, *more: str) -> str:
     return digest.hexdigest()[:12]
 
 
-def inflated_target(reference: Path, work: Path) -> Path:
-    """The reference target padded to a size at which a step costs what a step costs; made once."""
+def inflated_target(reference: Path, work: Path, layers: int = LAYERS) -> Path:
+    """The reference target padded to a size at which a step costs what a step costs; made once for each depth."""
     source = reference / "target"
-    out = work / f"target-{digest_of(source, *INFLATE_ARGUMENTS)}"
+    arguments = ("--hidden-size", str(HIDDEN_SIZE), "--num-layers", str(layers), "--dtype", "bfloat16")
+    prefix = "target-" if layers == LAYERS else f"target{layers}-"
+    out = work / f"{prefix}{digest_of(source, *arguments)}"
     if not (out / "config.json").is_file():
-        _replace_older(work, "target-")
-        _run([sys.executable, "-m", "reference.inflate", str(source), str(out), *INFLATE_ARGUMENTS], reference.parent)
+        _replace_older(work, prefix)
+        _run([sys.executable, "-m", "reference.inflate", str(source), str(out), *arguments], reference.parent)
         (out / MARK_FILE).touch()
     return out
 

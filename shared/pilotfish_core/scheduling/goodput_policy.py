@@ -25,16 +25,11 @@ from pilotfish_core.modes import Advice, CloudDraft, Pacing
 from pilotfish_core.own_draft import OwnDraft
 from pilotfish_core.scheduling.row_policy import Hold, advice_due, fair_shares
 from pilotfish_core.scheduling.sequence import Sequence
+from pilotfish_core.tuning import RowTuning
 
 EXPLORE: Final = 16  # comparisons that show how good a source of the cloud's own is
 FIRST_OWN: Final = 4  # draft tokens of it a step until then
 PROBE_OWN_EVERY: Final = 32  # steps between looks at a source that did not pay
-USEFUL: Final = 0.1  # acceptance below which no step waits for a draft
-WORTHWHILE: Final = 0.01  # share by which a step's drafts must raise its tokens a second: estimates err
-PLAIN_EVERY: Final = 128  # steps after which one without drafts shows whether they still pay
-DEARER: Final = 1.1  # times what they are expected to cost: those drafts are chosen of which too much is expected
-FARTHER: Final = 1.5  # times the largest step that was seen is how large one may be
-HOLD_TOGETHER: Final = 8  # sequences at most that wait for each other's drafts
 REMEMBERED_STEPS: Final = 64  # that a result is used for at most: contexts grow
 
 
@@ -54,10 +49,19 @@ class Goodput:
     useful yet.
     """
 
-    def __init__(self, cap: int, *, hold_cap: float = 0.05, margin: float = 0.0, row_sizes: Seq[int] = ()) -> None:
+    def __init__(
+        self,
+        cap: int,
+        *,
+        hold_cap: float = 0.05,
+        margin: float = 0.0,
+        row_sizes: Seq[int] = (),
+        tuning: RowTuning | None = None,
+    ) -> None:
         """``row_sizes``: to which the engine pads its steps: rows up to the next one cost nothing more."""
         self.step_time = StepTime(row_sizes=row_sizes)
         self._cap, self._hold_cap, self._margin = cap, hold_cap, margin
+        self._tuning = tuning or RowTuning()
         self._load = Load()  # of the last step
         self._exponents = np.arange(1.0, cap + 1.0)
         # Results by what they were computed from, with the curve of that version.
@@ -78,18 +82,18 @@ class Goodput:
         if not self.step_time.known:
             return fair_shares(limits, budget)
         plain, most = len(candidates), max(limits, default=0)
-        if not most or self.step_time.unseen(plain) >= PLAIN_EVERY:
+        if not most or self.step_time.unseen(plain) >= self._tuning.plain_every:
             return [0] * plain
         rates = np.array([sequence.core.draft_rate for sequence in candidates])
         lengths = np.array([sequence.committed_len for sequence in candidates], dtype=np.float64)
         worth = rates[:, None] ** self._exponents[:most]
         whose, place = np.nonzero(self._exponents[:most] <= np.array(limits)[:, None])
         values = worth[whose, place]
-        budget = min(budget, math.floor(FARTHER * self.step_time.most) - plain)
+        budget = min(budget, math.floor(self._tuning.farther * self.step_time.most) - plain)
         order = np.argsort(-values, kind="stable")[: max(budget, 0)]
         times = self.step_time.base(plain + len(order))[plain : plain + len(order) + 1].copy()
         context = float(lengths.sum())
-        times[1:] += (DEARER - 1.0) * (times[1:] - times[0])
+        times[1:] += (self._tuning.dearer - 1.0) * (times[1:] - times[0])
         times += (self.step_time.per_context + self.step_time.per_pair) * context
         times[1:] += self.step_time.per_pair * np.cumsum(lengths[whose[order]])
         tokens = np.full(len(order) + 1, float(plain))
@@ -97,7 +101,7 @@ class Goodput:
         goodput = tokens / times
         best = int(goodput.argmax())
         doubt = self.step_time.doubt(plain) + self.step_time.doubt(plain + best)
-        if goodput[best] < goodput[0] * (1.0 + WORTHWHILE + doubt):
+        if goodput[best] < goodput[0] * (1.0 + self._tuning.worthwhile + doubt):
             return [0] * plain
         rows: list[int] = np.bincount(whose[order[:best]], minlength=plain).tolist()
         return rows
@@ -105,7 +109,7 @@ class Goodput:
     def holds(self, sequences: Seq[Sequence], others: int, busy: bool, now: float) -> list[Hold | None]:
         """All of them, or none: see the class."""
         none: list[Hold | None] = [None] * len(sequences)
-        if busy or not 0 < len(sequences) <= HOLD_TOGETHER:
+        if busy or not 0 < len(sequences) <= self._tuning.together:
             return none
         beside = len(sequences) - 1
         chosen: list[tuple[Pipeline, HoldChoice, float]] = []
@@ -161,7 +165,7 @@ class Goodput:
         response, gap = core.response.delay.value, core.response.gap.value
         if core.mode.pacing is not Pacing.FREE or response is None or not self.step_time.known:
             return None
-        if core.acceptance.rate < USEFUL or not core.acceptance.believed:
+        if core.acceptance.rate < self._tuning.useful or not core.acceptance.believed:
             return None
         return Pipeline(
             acceptance=round(core.acceptance.rate, 2),

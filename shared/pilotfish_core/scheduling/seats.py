@@ -9,11 +9,14 @@ keeps when it is preempted: only finitely many are ever senior to it, so it is n
 Whoever does not fit for want of blocks makes those behind wait too, or long prompts would never get in. A tenant that
 wants a seat or blocks takes them from another one that was served no less and has more generations running, but only
 as far as it is not left with more than that one: then nothing would be won, and they would take turns at recomputing.
+Whoever begins as a running one does that is still being prefilled lets the others pass until the common part is in the
+prefix cache: it would be computed twice, and neither would have its first token earlier.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
+from typing import Final
 
 from pilotfish_core.scheduling.block_manager import BlockManager, IntegrityError
 from pilotfish_core.scheduling.fairness import TenantCounters
@@ -22,6 +25,8 @@ from pilotfish_core.scheduling.scheduler_config import SchedulerConfig, Schedule
 from pilotfish_core.scheduling.sequence import Sequence, SequenceStatus
 from pilotfish_core.scheduling.step import BlockCopy, ScheduledStep
 from pilotfish_core.scheduling.waiting import WaitingList
+
+COMMON_BLOCKS: Final = 4  # that somebody else is about to compute are worth a step's wait
 
 
 class Seats:
@@ -60,11 +65,15 @@ class Seats:
     def admit(self, step: ScheduledStep, now: float) -> None:
         """Give seats to waiting sequences, see the module. Mutates ``step``: who was admitted, who preempted."""
         ahead: dict[str, float] = {}  # what those admitted here will be charged, or one tenant would get all seats
+        followers: set[Sequence] = set()
         while self.waiting:
             full = len(self.running) >= self.config.max_num_seqs
             if full and len(self.counters) == 1 and self._paused() is None:
                 return
-            sequence = self._next(ahead, now, full=full)
+            sequence = self._next(ahead, now, followers, full=full)
+            if sequence is not None and self._follows(sequence, now):
+                followers.add(sequence)
+                continue
             if sequence is None or (full and not self._vacate(sequence, step)):
                 return
             match = self._room_for(sequence, step)
@@ -152,9 +161,24 @@ class Seats:
             seats[sequence.tenant] = senior + 1
         self.running.sort(key=ranks.__getitem__)
 
-    def _next(self, ahead: Mapping[str, float], now: float, *, full: bool) -> Sequence | None:
-        """Whose turn it is: of the tenant with the lowest counter; when all seats are taken, of those to whom another
-        tenant owes one.
+    def _follows(self, sequence: Sequence, now: float) -> bool:
+        """Whether a running one is about to compute a good part of what the cache lacks of a waiting one."""
+        for other in self.running if self.cache.enabled else ():
+            common = other.computed_len + COMMON_BLOCKS * self.blocks.block_size
+            if (
+                common < min(sequence.committed_len, other.committed_len)
+                and sequence.cache_salt == other.cache_salt
+                and sequence.tokens[:common] == other.tokens[:common]
+                and other.runnable(now)
+            ):
+                return True
+        return False
+
+    def _next(
+        self, ahead: Mapping[str, float], now: float, followers: Collection[Sequence], *, full: bool
+    ) -> Sequence | None:
+        """Whose turn it is, apart from ``followers``: of the tenant with the lowest counter; when all seats are taken,
+        of those to whom another tenant owes one.
         """
         seats: dict[str, int] = {}
         for sequence in self.running if full else ():
@@ -166,7 +190,7 @@ class Seats:
         ]
         best: tuple[tuple[float, int], Sequence] | None = None
         for tenant in self.waiting.tenants if spare or not full or self._paused() else ():
-            head = self.waiting.first(tenant, now)
+            head = self.waiting.first(tenant, now, followers)
             if head is None:
                 continue
             counter = self.counters.counter(tenant) + ahead.get(tenant, 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from pilotfish_core.scheduling.sequence import Sequence
 
@@ -52,9 +52,12 @@ class WaitingList:
         self._count -= 1
         self.tokens -= sequence.committed_len
 
-    def first(self, tenant: str, now: float) -> Sequence | None:
-        """The first of a tenant's that could run."""
-        return next((sequence for sequence in self._lines.get(tenant, ()) if sequence.runnable(now)), None)
+    def first(self, tenant: str, now: float, besides: Collection[Sequence] = ()) -> Sequence | None:
+        """The first of a tenant's that could run, ``besides`` some."""
+        return next(
+            (one for one in self._lines.get(tenant, ()) if one.runnable(now) and one not in besides),
+            None,
+        )
 
     def runnable(self, now: float) -> bool:
         """Whether any could run if it had a seat."""
