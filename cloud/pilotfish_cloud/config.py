@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import ipaddress
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -63,6 +64,14 @@ class ServerConfig:
         "a small model of the same tokenizer that drafts in the cloud for devices that do not",
         metavar="MODEL",
         model=True,
+    )
+    drafts: str | None = option(
+        None,
+        "exported draft models that devices may fetch over HTTP, the best first (`pilotfish export`; draft='auto')",
+        metavar="DIR[,DIR...]",
+    )
+    http_url: str | None = option(
+        None, "where devices reach the HTTP port, if not at this host and port, as https://host", metavar="URL"
     )
     max_unacknowledged: int = option(512, "committed tokens that a device may leave unacknowledged", low=1, high=2**20)
     # -- limits
@@ -133,6 +142,8 @@ class ServerConfig:
             self.replica_name.isprintable() and 0 < len(self.replica_name) <= 100
         ):
             raise InvalidParameter.of("--replica-name", self.replica_name, "up to 100 printable characters")
+        if self.http_url is not None and not re.fullmatch(r"https?://[^/?#\s@]+(/[^?#\s]*)?", self.http_url):
+            raise InvalidParameter.of("--http-url", self.http_url, "http://HOST[:PORT] or https://HOST[:PORT]")
         self._check_security()
 
     def _check_security(self) -> None:

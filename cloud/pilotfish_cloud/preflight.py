@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pilotfish_cloud.config import ServerConfig
+from pilotfish_cloud.draft_offers import DraftOffers, folders_of
 from pilotfish_cloud.engine.model_source import is_model_id
 from pilotfish_cloud.shared_state.opening import check_state
 from pilotfish_core.errors import InvalidParameter, MissingExtra, ModelLoadError, PilotfishError
@@ -34,6 +35,7 @@ def _looks(config: ServerConfig) -> Iterator[Callable[[], Any]]:
         if folder is not None:
             yield functools.partial(check_folder, folder)
     yield functools.partial(_tokenizers_agree, config)
+    yield functools.partial(check_drafts, config)
 
 
 def check_parts(config: ServerConfig) -> None:
@@ -82,6 +84,12 @@ def _tokenizers_agree(config: ServerConfig) -> None:
             f"{config.draft_model} and {config.model} have different tokenizers: a draft model must share its target's "
             "vocabulary"
         )
+
+
+def check_drafts(config: ServerConfig) -> None:
+    """Raises InvalidParameter, ModelLoadError for draft models on offer that no device could use."""
+    if config.drafts is not None and config.model.is_dir():
+        DraftOffers.load(folders_of(config.drafts), Tokenizer.load(config.model).hash)
 
 
 def _object(file: Path) -> dict[str, Any]:

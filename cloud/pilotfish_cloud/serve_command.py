@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from pilotfish_cloud.config import ServerConfig, is_loopback
 from pilotfish_cloud.engine.model_source import is_model_id, resolve_model
-from pilotfish_cloud.preflight import check_parts
+from pilotfish_cloud.preflight import check_drafts, check_parts
 from pilotfish_core.errors import MissingExtra, ModelLoadError
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def run_serve(config: ServerConfig, *, as_json: bool) -> int:
         _log.warning("--insecure: %s is served without keys or TLS of our own", config.host)
     draft_model = None if config.draft_model is None else resolve_model(str(config.draft_model))
     config = dataclasses.replace(config, model=resolve_model(str(config.model)), draft_model=draft_model)
+    check_drafts(config)
     try:
         from pilotfish_cloud.server import VerifierServer
 

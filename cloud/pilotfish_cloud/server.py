@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection
 
 from pilotfish_cloud.auth import Authenticator, ServerSecret
 from pilotfish_cloud.config import ServerConfig
+from pilotfish_cloud.draft_offers import DraftOffers, folders_of
 from pilotfish_cloud.engine.interface import Engine, EngineInfo
 from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.http.app import create_app
@@ -59,7 +60,9 @@ class VerifierServer:
     """A verifier on its ports. ``run`` until a signal, or ``start`` and ``stop``."""
 
     def __init__(self, config: ServerConfig, engine: Engine, tokenizer: Tokenizer) -> None:
-        """Raises FileFormatError, InvalidParameter for files of the configuration that cannot be used."""
+        """Raises FileFormatError, InvalidParameter, ModelLoadError for files of the
+        configuration that cannot be used.
+        """
         self._config = config
         self.authenticate = authenticator_of(config)
         self.certificates = certificates_of(config)
@@ -69,6 +72,7 @@ class VerifierServer:
         self._engine = engine
         self._tokenizer = tokenizer
         self._chat_template = ChatTemplate.load(config.model)
+        self._offers = DraftOffers.load(folders_of(config.drafts), tokenizer.hash)
         self._stopping = asyncio.Event()
         self._failure = ""
         self.gateway: Gateway | None = None
@@ -107,9 +111,14 @@ class VerifierServer:
         link = self.link
         self.authenticate.revoked_elsewhere = lambda key_id: key_id in link.revoked
         self.service = VerifierService(
-            self.gateway, self.authenticate, pad_frames=config.pad_frames, chat_template=self._chat_template
+            self.gateway,
+            self.authenticate,
+            pad_frames=config.pad_frames,
+            chat_template=self._chat_template,
+            offers=self._offers,
         )
         http_socket = bind(config.host, config.http_port, "--http-port")
+        self.service.http_url, self.service.http_port = config.http_url or "", http_socket.getsockname()[1]
         self._grpc = grpc.aio.server(options=GRPC_OPTIONS)
         try:
             self.port = self._listen(address_of(config.host, config.port))
@@ -148,6 +157,7 @@ class VerifierServer:
             metrics=metrics,
             link=link,
             operator=config.operator,
+            offers=self._offers,
         )
         http = uvicorn.Config(app, log_config=None, log_level="warning", lifespan="off", timeout_graceful_shutdown=5)
         http.load()

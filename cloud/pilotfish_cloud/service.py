@@ -11,6 +11,7 @@ from typing import Any, Final
 import grpc
 from google.protobuf.message import DecodeError
 
+from pilotfish_cloud.draft_offers import DraftOffers
 from pilotfish_cloud.edge import AUTHORIZATION_METADATA, Context, abort, receive
 from pilotfish_cloud.engine.interface import AdviceEvent, CommitEvent, OpenedEvent
 from pilotfish_cloud.gateway import Gateway
@@ -60,6 +61,7 @@ class VerifierService(pb_grpc.VerifierServicer):
         pad_frames: bool = False,
         cut_after_s: float = CUT_AFTER_S,
         chat_template: ChatTemplate | None = None,
+        offers: DraftOffers | None = None,
     ) -> None:
         """``authenticate``: who sent an Authorization header, None for a call without one; raises Unauthenticated."""
         self._gateway = gateway
@@ -67,6 +69,8 @@ class VerifierService(pb_grpc.VerifierServicer):
         self._pad_frames = pad_frames  # else those to devices that pad their own
         self.cut_after_s = cut_after_s
         self._chat_template = chat_template
+        self._offers = offers or DraftOffers()
+        self.http_url, self.http_port = "", 0  # where their files are
         # Reads and writes in flight are never cancelled: grpc.aio leaks what they hold (grpc#43360). They end with the
         # call by themselves, which may be later than the handler.
         self._pending: set[asyncio.Task[None]] = set()
@@ -218,6 +222,7 @@ class VerifierService(pb_grpc.VerifierServicer):
             cached_tokens=cached_tokens,
             other_fingerprint=stream.other_fingerprint,
             cloud_draft=info.cloud_draft,
+            drafts=self._offers.names,
             routes=self._gateway.routes(stream.opening, stream.principal),
         )
 
@@ -236,8 +241,12 @@ class VerifierService(pb_grpc.VerifierServicer):
             fingerprint=info.fingerprint,
             deterministic=info.deterministic,
             dtype=info.dtype,
+            drafts=self._offers.names,
+            draft_offers=[draft.message() for draft in self._offers.drafts],
         )
-        return pb.DescribeResponse(protocol_version=PROTOCOL_VERSION, models=[model])
+        return pb.DescribeResponse(
+            protocol_version=PROTOCOL_VERSION, models=[model], http_url=self.http_url, http_port=self.http_port
+        )
 
     async def FetchTokenizer(
         self, request: pb.FetchTokenizerRequest, context: Context

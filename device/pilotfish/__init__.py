@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pilotfish.client import AsyncClient, Client, Stream
     from pilotfish.generation import Generation
-    from pilotfish.result import Metrics, Piece, Result
+    from pilotfish.offline import Unconfirmed
+    from pilotfish.result import Confirmed, Metrics, Piece, Result, Revised
     from pilotfish.runtimes import Runtime, availability
     from pilotfish.served_model import ServedModel
     from pilotfish.stream import AsyncStream
@@ -27,6 +28,7 @@ __all__ = [
     "AsyncClient",
     "AsyncStream",
     "Client",
+    "Confirmed",
     "FinishReason",
     "Generation",
     "Hint",
@@ -36,10 +38,12 @@ __all__ = [
     "Piece",
     "PilotfishError",
     "Result",
+    "Revised",
     "Runtime",
     "SamplingParams",
     "ServedModel",
     "Stream",
+    "Unconfirmed",
     "availability",
 ]
 
@@ -49,6 +53,7 @@ _MODULES = {
     "AsyncClient": "pilotfish.client",
     "AsyncStream": "pilotfish.stream",
     "Client": "pilotfish.client",
+    "Confirmed": "pilotfish.result",
     "FinishReason": "pilotfish_core.drafts",
     "Generation": "pilotfish.generation",
     "Hint": "pilotfish_core.modes",
@@ -58,10 +63,12 @@ _MODULES = {
     "Piece": "pilotfish.result",
     "PilotfishError": "pilotfish_core.errors",
     "Result": "pilotfish.result",
+    "Revised": "pilotfish.result",
     "Runtime": "pilotfish.runtimes",
     "SamplingParams": "pilotfish_core.parameters",
     "ServedModel": "pilotfish.served_model",
     "Stream": "pilotfish.client",
+    "Unconfirmed": "pilotfish.offline",
     "availability": "pilotfish.runtimes",
 }
 

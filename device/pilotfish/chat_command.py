@@ -20,6 +20,7 @@ from pilotfish.sampling_options import add_sampling_options, params_of
 from pilotfish.signals import Stopped
 from pilotfish_core.drafts import FinishReason
 from pilotfish_core.errors import InvalidParameter, InvalidRequest, LocalError, PilotfishError
+from pilotfish_core.modes import Arm
 
 MAX_TOKENS: Final = 1024  # of an answer, where nobody says otherwise
 MAX_LINE: Final = 1024 * 1024  # characters
@@ -51,7 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
     options = settled(arguments)
     with Client(arguments.server, **options) as client:
         client.prepare()
-        conversation = Conversation(client, params, arguments.timeout, verbose=arguments.verbose)
+        stands = arguments.on_reconnect == "keep" or arguments.cloud == "never" or arguments.arm == Arm.DEVICE_ONLY
+        conversation = Conversation(client, params, arguments.timeout, verbose=arguments.verbose, stands=stands)
         if arguments.system is not None:
             conversation.messages.append({"role": "system", "content": arguments.system})
         return conversation.run()
@@ -60,10 +62,20 @@ def run(arguments: argparse.Namespace) -> int:
 class Conversation:
     """The messages so far, and what is done with each line."""
 
-    def __init__(self, client: Client, params: Mapping[str, Any], timeout_s: float | None, *, verbose: bool) -> None:
+    def __init__(
+        self,
+        client: Client,
+        params: Mapping[str, Any],
+        timeout_s: float | None,
+        *,
+        verbose: bool,
+        stands: bool = False,
+    ) -> None:
+        """``stands``: unverified text is not going to be replaced."""
         self.messages: list[dict[str, str]] = []
         self._client, self._params, self._timeout_s = client, params, timeout_s
         self._verbose = verbose
+        self._stands = stands
         self._terminal = sys.stdin.isatty() and sys.stdout is not None and sys.stdout.isatty()
         if self._terminal:
             with contextlib.suppress(ImportError):
@@ -119,11 +131,11 @@ class Conversation:
 
     def _follow(self, stream: Stream) -> tuple[str, bool]:
         if not self._terminal:
-            for piece in stream:
-                show(piece.text)
+            for piece in stream:  # what was written cannot be taken back
+                show(piece.text if self._stands else piece.verified_text)
             show("\n")
             return stream.result.text, False
-        view = _View(stream)
+        view = _View(stream, stands=self._stands)
         stopped = False
         try:
             stream.watch(view.seen)
@@ -142,19 +154,22 @@ class Conversation:
 class _View:
     """One answer on the terminal."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, *, stands: bool) -> None:
         coloured = "NO_COLOR" not in os.environ
         self.screen = Screen(shutil.get_terminal_size().columns, coloured=coloured)
         self._stream = stream
+        self._stands = stands
         self._tokens = 0
         self._began = time.monotonic()
 
     def seen(self, piece: Piece | None) -> None:
         """A piece came, or some time passed."""
-        if piece is not None:
+        text = ""
+        if piece is not None and (piece.verified or self._stands):
             self._tokens += len(piece.token_ids)
-        text = "" if piece is None else piece.text
-        show(self.screen.frame(text, self._stream.draft_text, self._status()))
+            text = piece.text if self._stands else piece.verified_text
+        ahead = "" if self._stands else self._stream.unverified_text  # in grey, until it is verified
+        show(self.screen.frame(text, ahead + self._stream.draft_text, self._status()))
 
     def summary(self, reason: FinishReason) -> str:
         """What is left of the figures when the answer is whole."""
@@ -163,7 +178,8 @@ class _View:
     def _status(self) -> str:
         elapsed = max(time.monotonic() - self._began, 1e-3)
         policy = self._stream.policy
-        parts = [f"{self._tokens} tokens", f"{self._tokens / elapsed:.1f} tokens/s", str(policy.get("arm", ""))]
+        arm = "offline" if self._stream.offline else str(policy.get("arm", ""))
+        parts = [f"{self._tokens} tokens", f"{self._tokens / elapsed:.1f} tokens/s", arm]
         if isinstance(policy.get("acceptance"), float):
             parts.append(f"{policy['acceptance']:.0%} of drafts accepted")
         if isinstance(policy.get("round_trip_ms"), float):

@@ -1,312 +1,31 @@
-"""The SDK's front: ``AsyncClient`` and ``Client``, one heavy object each, and the streams they hand out."""
+"""``Client``: ``AsyncClient`` for code without an event loop, and the streams that it hands out."""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
 import contextlib
-import dataclasses
-import enum
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
+from typing import Any, Final, Self, TypeVar
 
-from pilotfish.chat_prompts import ChatPrompts, Message
-from pilotfish.credentials import Credentials
-from pilotfish.draft_thread import DraftThread
-from pilotfish.driver import GenerationDriver
+from pilotfish.async_client import AsyncClient
+from pilotfish.chat_prompts import Message
+from pilotfish.client_choices import Prompt
 from pilotfish.generation import Generation
-from pilotfish.local_driver import LocalDriver
-from pilotfish.preparation import Preparation
 from pilotfish.result import Piece, Result
-from pilotfish.routes import Routes
-from pilotfish.served_model import ServedModel, served_model
-from pilotfish.stream import AsyncStream, Deadline
-from pilotfish.transport import Transport, parse_addresses
-from pilotfish_core.device_actions import DeviceConfig
-from pilotfish_core.draft_policy import PolicyMemory
-from pilotfish_core.drafter import Drafter
-from pilotfish_core.errors import Cancelled, InvalidParameter, InvalidRequest
-from pilotfish_core.modes import Arm, Hint, Objective
-from pilotfish_core.parameters import SamplingParams
-from pilotfish_core.prompts import SentPrompts
+from pilotfish.served_model import ServedModel
+from pilotfish.stream import AsyncStream
+from pilotfish_core.errors import Cancelled, InvalidRequest
+from pilotfish_core.modes import Hint
 from pilotfish_core.tokenizer import Tokenizer
-from pilotfish_core.trace import ClientTrace
-
-if TYPE_CHECKING:
-    from pilotfish_openai.chat_template import ChatTemplate
 
 __all__ = ["AsyncClient", "AsyncStream", "Client", "Stream"]
 
 T = TypeVar("T")
-Prompt = str | Sequence[int]
 SIGNALS_EVERY_S: Final = 0.2
-CLOSE_TIMEOUT_S: Final = 5.0  # that closing waits for a drafter that is busy
-
-
-class AsyncClient:
-    """Talks to a verifier (or several replicas of one) and drafts on this machine. Belongs to one event loop.
-
-    ``server``: address, comma-separated list or list; later ones are tried when earlier ones fail. ``draft``: an
-    exported folder, "ngram", "auto" (n-gram until the verifier offers a draft model), None, or a Drafter.
-    ``tokenizer``: folder or tokenizer.json; without one the drafter's is used, else the verifier's is fetched and
-    cached. Heavy work happens in ``prepare``, at the latest with the first generation.
-
-    ``arm``: who drafts; "auto" lets the policy choose for the ``objective``, which a ``hint`` about the device may
-    change at any time. What the policy learns of link, drafter and cloud is kept from one generation to the next.
-
-    ``api_key`` (default: $PILOTFISH_API_KEY) is sent with each call, over TLS or to this machine only, unless
-    ``insecure``. With addresses ``grpcs://``: ``ca`` are authorities to trust instead of the usual ones, ``cert`` and
-    ``key`` the device's own certificate; files in PEM. ``pad``: frames in size classes, both ways, because their sizes
-    tell something of the text.
-
-    ``cloud="never"`` is a hard switch, for private text: nothing is ever sent, ``server`` may be None, and the answers
-    are the draft model's own, in pieces of origin "unverified".
-
-    ``trace``: where to write when what happened, without any text (see ``pilotfish_core.trace``).
-    """
-
-    def __init__(
-        self,
-        server: str | list[str] | tuple[str, ...] | None,
-        *,
-        draft: str | Path | Drafter | None = "auto",
-        tokenizer: str | Path | Tokenizer | None = None,
-        model: str = "",
-        arm: str | Arm | None = None,
-        objective: str | Objective | None = None,
-        hint: Hint | None = None,
-        cloud: str = "auto",
-        window: int = 16,
-        config: DeviceConfig | None = None,
-        allow_other_fingerprint: bool = False,
-        api_key: str | None = None,
-        ca: str | Path | None = None,
-        cert: str | Path | None = None,
-        key: str | Path | None = None,
-        insecure: bool = False,
-        pad: bool = False,
-        trace: ClientTrace | None = None,
-    ) -> None:
-        if not 1 <= window <= 1024:
-            raise InvalidParameter.of("window", window, "an integer in [1, 1024]")
-        if cloud not in ("auto", "never"):
-            raise InvalidParameter.of("cloud", cloud, "'auto' or 'never'")
-        self._alone = cloud == "never" or arm == Arm.DEVICE_ONLY
-        named = None if arm is None else _choice("arm", Arm, arm)
-        if cloud == "never" and named not in (None, Arm.AUTO, Arm.DEVICE_ONLY):
-            raise InvalidParameter.of("arm", str(named), "device-only, or none: with cloud='never' nothing is sent")
-        drafts = isinstance(draft, Drafter) or draft not in (None, "none")
-        if self._alone and not isinstance(draft, Drafter) and draft in (None, "none", "auto", "ngram"):
-            raise InvalidParameter.of("draft", draft, "a draft model: without the cloud it writes the answer")
-        if named is not None and named.device_drafts and not drafts:
-            raise InvalidParameter.of("draft", draft, f"something to draft with, for the arm {named}")
-        addresses = () if self._alone else parse_addresses(server)
-        credentials = Credentials()
-        if not self._alone:
-            credentials = Credentials.load(api_key=api_key, ca=ca, cert=cert, key=key)
-            credentials.check_addresses(addresses, insecure=insecure)
-        self._transport = Transport(addresses, credentials)
-        self._padded = pad
-        self._trace = trace
-        self._model = model
-        config = config or DeviceConfig(window=window)
-        self._config = dataclasses.replace(
-            config,
-            arm=config.arm if named is None else named,
-            objective=config.objective if objective is None else _choice("objective", Objective, objective),
-        )
-        self._hint = hint or Hint()
-        self._memory = PolicyMemory()
-        self._prompts = SentPrompts()
-        self._routes = Routes()
-        self._allow_other_fingerprint = allow_other_fingerprint
-        self._executor = DraftThread()
-        self._prepared = Preparation(draft, tokenizer, model, self._executor)
-        self._chat = ChatPrompts(None if self._alone else self._transport, model, [tokenizer, draft])
-        self._streams: set[AsyncStream] = set()
-        self._closed = False
-
-    async def prepare(self) -> None:
-        """Load the drafter and the tokenizer now instead of with the first generation.
-
-        Raises ModelLoadError, TokenizerMismatch, and what the verifier answers.
-        """
-        self._check_open()
-        await self._prepared.run(self._transport)
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The tokenizer in use. Raises InvalidRequest before ``prepare``."""
-        if self._prepared.tokenizer is None:
-            raise InvalidRequest("call prepare() (or generate something) before asking for the tokenizer")
-        return self._prepared.tokenizer
-
-    async def generate(self, prompt: Prompt, *, timeout_s: float | None = None, **params: Any) -> AsyncStream:
-        """Begin an answer. ``params``: fields of SamplingParams; without ``seed`` a random one is drawn and reported.
-
-        ``timeout_s`` counts from this call on. Raises InvalidParameter, UnsupportedParameter, and what ``prepare``
-        does; what goes wrong later comes out of the stream.
-        """
-        deadline = Deadline.after(timeout_s)
-        sampling = SamplingParams.from_mapping(params)
-        await self._until(deadline, self.prepare())
-        tokens = tuple(self.tokenizer.encode(prompt)) if isinstance(prompt, str) else _token_ids(prompt)
-        if not tokens:
-            raise InvalidParameter.of("prompt", prompt, "at least one token")
-        return self._begin(tokens, sampling, deadline)
-
-    async def chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        timeout_s: float | None = None,
-        template_variables: Mapping[str, Any] | None = None,
-        **params: Any,
-    ) -> AsyncStream:
-        """Begin the assistant's answer to a conversation, a list of ``{"role": ..., "content": ...}``; roles: system,
-        developer, user, assistant. The target's own chat template makes the prompt, on this device.
-
-        ``template_variables``: further ones that the template knows, such as ``enable_thinking``. Raises what
-        ``generate`` does, and InvalidRequest for a model without a template or messages that it refuses.
-        """
-        deadline = Deadline.after(timeout_s)
-        sampling = SamplingParams.from_mapping(params)
-        tokens = await self._until(deadline, self._prompt_of(messages, True, template_variables))
-        return self._begin(tokens, sampling, deadline)
-
-    async def count_tokens(self, prompt: Prompt | Sequence[Message]) -> int:
-        """How many tokens a prompt has for the target: text as ``generate`` takes it, or messages as ``chat`` does."""
-        return len(await self._prompt_of(prompt, True))
-
-    async def prewarm(self, prefix: Prompt | Sequence[Message]) -> None:
-        """Make the first answer that begins with ``prefix`` (text, ids or messages) come sooner: load the drafter,
-        connect, and let the verifier compute the prefix and keep it. Costs its prefill and one token.
-        """
-        tokens = await self._prompt_of(prefix, False)
-        if not self._alone:
-            await (await self.generate(tokens, max_tokens=1, ignore_eos=True)).result()
-
-    async def chat_template(self) -> ChatTemplate | None:
-        """The target's chat template; None where it has none. Raises what the verifier answers."""
-        self._check_open()
-        return await self._chat.template()
-
-    async def describe(self) -> ServedModel:
-        """What the verifier serves. Raises UnknownModel, InvalidRequest without a verifier, and what it answers."""
-        self._check_open()
-        if self._alone:
-            raise InvalidRequest("there is no verifier to ask: cloud='never'")
-        return await served_model(self._transport, self._model)
-
-    async def _prompt_of(
-        self, prompt: Prompt | Sequence[Message], answer: bool, variables: Mapping[str, Any] | None = None
-    ) -> tuple[int, ...]:
-        """Ids of text, ids or messages; ``answer``: the assistant is to go on behind them."""
-        await self.prepare()
-        if isinstance(prompt, str):
-            return tuple(self.tokenizer.encode(prompt))
-        if len(prompt) and not any(isinstance(part, Mapping) for part in prompt):
-            return _token_ids(cast("Sequence[int]", prompt))
-        return await self._chat.prompt(
-            cast("Sequence[Message]", prompt), self.tokenizer, add_generation_prompt=answer, variables=variables
-        )
-
-    def _begin(self, tokens: tuple[int, ...], params: SamplingParams, deadline: Deadline | None) -> AsyncStream:
-        generation = Generation(prompt=tokens, params=params, model=self._model, tokenizer_hash=self.tokenizer.hash)
-        return self._stream(generation, deadline)
-
-    async def resume(self, generation: Generation | str | Path, *, timeout_s: float | None = None) -> AsyncStream:
-        """Go on with a generation (or a saved one) from what it holds.
-
-        Raises InvalidRequest for one that has finished.
-        """
-        deadline = Deadline.after(timeout_s)
-        if not isinstance(generation, Generation):
-            generation = Generation.load(generation)
-        if generation.finished and generation.finish is not None:
-            raise InvalidRequest(
-                f"the generation has finished ({generation.finish.reason}); there is nothing to resume"
-            )
-        await self._until(deadline, self.prepare())
-        generation.count_attempts_from_clock()
-        return self._stream(generation, deadline)
-
-    @property
-    def hint(self) -> Hint:
-        """What the app has said about the device. To be set at any time: it holds for what runs and what comes."""
-        return self._hint
-
-    @hint.setter
-    def hint(self, hint: Hint) -> None:
-        self._hint = hint
-        for stream in self._streams:
-            stream._driver.hint(hint)
-
-    async def _until(self, deadline: Deadline | None, work: Coroutine[Any, Any, T]) -> T:
-        if deadline is None:
-            return await work
-        try:
-            async with asyncio.timeout_at(deadline.at):
-                return await work
-        except TimeoutError:
-            raise deadline.error() from None
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise InvalidRequest("the client is closed")
-
-    def _stream(self, generation: Generation, deadline: Deadline | None) -> AsyncStream:
-        self._check_open()
-        driver = (
-            self._local_driver(generation)
-            if self._alone
-            else GenerationDriver(
-                generation,
-                transport=self._transport,
-                tokenizer=self.tokenizer,
-                drafter=self._prepared.drafter,
-                executor=self._executor,
-                config=self._config,
-                allow_other_fingerprint=self._allow_other_fingerprint,
-                memory=self._memory,
-                hint=self._hint,
-                prompts=self._prompts,
-                routes=self._routes,
-                padded=self._padded,
-                deadline=None if deadline is None else deadline.at,
-                trace=self._trace,
-            )
-        )
-        stream = AsyncStream(driver, deadline)
-        self._streams.add(stream)
-        stream._task.add_done_callback(lambda _: self._streams.discard(stream))
-        return stream
-
-    def _local_driver(self, generation: Generation) -> LocalDriver:
-        drafter = self._prepared.drafter
-        if drafter is None:
-            raise InvalidRequest("there is no draft model to write the answer without the cloud")
-        return LocalDriver(generation, tokenizer=self.tokenizer, drafter=drafter, executor=self._executor)
-
-    async def aclose(self) -> None:
-        """Cancel what runs, close channels and drafter (a Drafter that was given stays open: it is the caller's)."""
-        self._closed = True
-        await self._prepared.stop()
-        await asyncio.gather(*(stream.aclose() for stream in list(self._streams)))
-        await self._transport.close()
-        if await self._executor.aclose(CLOSE_TIMEOUT_S):
-            self._prepared.free()  # a model that still runs is left alone
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.aclose()
 
 
 class Stream:
@@ -330,6 +49,16 @@ class Stream:
     def draft_text(self) -> str:
         """What is drafted beyond the text that has come; see AsyncStream."""
         return self._stream.draft_text
+
+    @property
+    def unverified_text(self) -> str:
+        """What was shown while the link was away and is not decided yet; see AsyncStream."""
+        return self._stream.unverified_text
+
+    @property
+    def offline(self) -> bool:
+        """Whether the device goes on alone at the moment."""
+        return self._stream.offline
 
     @property
     def policy(self) -> Mapping[str, Any]:
@@ -398,7 +127,7 @@ class Client:
         self._post(lambda: setattr(self._client, "hint", hint))
 
     def generate(self, prompt: Prompt, *, timeout_s: float | None = None, **params: Any) -> Stream:
-        """Begin an answer; see AsyncClient.generate."""
+        """Begin an answer; see AsyncClient.generate, also for ``offline`` and ``on_reconnect``."""
         return Stream(self._call(self._client.generate(prompt, timeout_s=timeout_s, **params)), self)
 
     def chat(self, messages: Sequence[Message], *, timeout_s: float | None = None, **params: Any) -> Stream:
@@ -417,9 +146,9 @@ class Client:
         """What the verifier serves."""
         return self._call(self._client.describe())
 
-    def resume(self, generation: Generation | str | Path, *, timeout_s: float | None = None) -> Stream:
+    def resume(self, generation: Generation | str | Path, *, timeout_s: float | None = None, **options: Any) -> Stream:
         """Go on with a generation; see AsyncClient.resume."""
-        return Stream(self._call(self._client.resume(generation, timeout_s=timeout_s)), self)
+        return Stream(self._call(self._client.resume(generation, timeout_s=timeout_s, **options)), self)
 
     def close(self) -> None:
         """Cancel what runs, close channels and drafter, end the thread."""
@@ -485,20 +214,3 @@ async def _next(stream: AsyncStream) -> Piece | None:
     with contextlib.suppress(StopAsyncIteration):
         return await stream.__anext__()
     return None
-
-
-Choice = TypeVar("Choice", bound=enum.StrEnum)
-
-
-def _choice(name: str, kind: type[Choice], value: str) -> Choice:
-    try:
-        return kind(value)
-    except ValueError:
-        raise InvalidParameter.of(name, value, " or ".join(kind)) from None
-
-
-def _token_ids(prompt: Sequence[int]) -> tuple[int, ...]:
-    for token in prompt:
-        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**31:
-            raise InvalidParameter.of("prompt", token, "text, or a list of token ids")
-    return tuple(prompt)

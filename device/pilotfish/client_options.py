@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from pilotfish.output import note
 from pilotfish.settings import settle
 from pilotfish_core.errors import InvalidParameter
 from pilotfish_core.modes import Arm, Hint, Objective
+
+if TYPE_CHECKING:
+    from pilotfish.draft_download import DownloadProgress
 
 
 def add_client_options(parser: Any, *, alone: bool = True) -> None:
@@ -32,6 +36,7 @@ def add_client_options(parser: Any, *, alone: bool = True) -> None:
         "--config", metavar="F", help="settings in TOML (default: $PILOTFISH_DEVICE_CONFIG, pilotfish/config.toml)"
     )
     _add_policy(parser.add_argument_group("policy", "who drafts, and what the choice is to make the best of"), alone)
+    _add_offline(parser.add_argument_group("offline", "while the verifier cannot be reached"), alone)
     _add_security(parser.add_argument_group("security"))
 
 
@@ -54,6 +59,20 @@ def _add_policy(group: Any, alone: bool) -> None:
             help="never: send nothing, the draft model writes alone",
         )
     group.add_argument("--verbose", action="store_true", help="tell the policy's choices and the numbers behind them")
+
+
+def _add_offline(group: Any, alone: bool) -> None:
+    group.add_argument(
+        "--offline",
+        choices=["wait", "draft"],
+        help="draft: a draft model goes on alone, unverified, until the link is back (default: wait)",
+    )
+    if alone:
+        group.add_argument(
+            "--on-reconnect",
+            choices=["verify", "keep"],
+            help="of what it wrote: what differs is replaced (default: verify), or all of it stands as it is",
+        )
 
 
 def _add_security(group: Any) -> None:
@@ -91,6 +110,8 @@ def settled(arguments: argparse.Namespace) -> dict[str, Any]:
         "objective": arguments.objective,
         "hint": Hint(arguments.battery_low, arguments.metered, arguments.prefer_fast),
         "cloud": cloud,
+        "offline": arguments.offline,
+        "on_reconnect": getattr(arguments, "on_reconnect", "verify"),
         "tokenizer": arguments.tokenizer,
         "model": arguments.model,
         "window": arguments.window,
@@ -100,4 +121,18 @@ def settled(arguments: argparse.Namespace) -> dict[str, Any]:
         "key": arguments.key,
         "insecure": arguments.insecure,
         "pad": arguments.pad,
+        "on_download": _Download(),
     }
+
+
+class _Download:
+    """Tells on standard error how the fetching of a draft model goes, in steps that do not fill a log."""
+
+    def __init__(self) -> None:
+        self._told = -1
+
+    def __call__(self, progress: DownloadProgress) -> None:
+        tenths = 10 * progress.received // max(progress.size, 1)
+        if tenths > self._told:
+            self._told = tenths
+            note(f"pilotfish: draft model {progress.name}: {10 * tenths}% of {progress.size / 1e6:.1f} MB")

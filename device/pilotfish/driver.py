@@ -15,35 +15,42 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from typing import Any, Final
 
-from pilotfish.answer_text import AnswerText
+from pilotfish.asking import Asking
 from pilotfish.attempt import Attempt, Lost, Received
+from pilotfish.delivery import Delivery
 from pilotfish.drafting import DraftDone, DraftWorker
 from pilotfish.figures import Figures
-from pilotfish.generation import Generation
-from pilotfish.result import Piece, Result
+from pilotfish.generation import ALONE, Generation
+from pilotfish.offline import OfflineChoice, Unconfirmed
+from pilotfish.result import Result
 from pilotfish.routes import Routes
 from pilotfish.transport import Transport, check_version
 from pilotfish_core.device_actions import (
     Action,
+    AskWhether,
     Connect,
     Deliver,
     DeviceConfig,
     End,
+    Keep,
     SendAcknowledge,
     SendDraft,
     SendHint,
     SendMode,
     SendPing,
+    ShowUnverified,
 )
 from pilotfish_core.device_core import DeviceCore
 from pilotfish_core.draft_policy import PolicyMemory
 from pilotfish_core.drafter import Drafter
-from pilotfish_core.drafts import Commit, Finish, FinishReason, Origin
+from pilotfish_core.drafts import Commit, Finish, FinishReason
 from pilotfish_core.errors import FingerprintMismatch, PilotfishError, ProtocolViolation, Unavailable
 from pilotfish_core.messages import Open, Opened, Pong, PrefixUnknown, Ticket
 from pilotfish_core.modes import Advice, Hint
+from pilotfish_core.offline import OnReconnect
 from pilotfish_core.prompts import SentPrompts
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
+from pilotfish_core.stops import StopChecker
 from pilotfish_core.tokenizer import Tokenizer
 from pilotfish_core.trace import ClientTrace
 
@@ -64,11 +71,19 @@ class _Hinted:
     hint: Hint
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Answered:
+    """The app says what is to become of what it was shown."""
+
+    number: int
+    choice: OnReconnect
+
+
 class _Wake:
     """A deadline passed."""
 
 
-_Event = Received | Lost | DraftDone | _Stop | _Hinted | _Wake
+_Event = Received | Lost | DraftDone | _Stop | _Hinted | _Answered | _Wake
 
 
 class GenerationDriver:
@@ -94,31 +109,39 @@ class GenerationDriver:
         routes: Routes | None = None,
         padded: bool = False,
         deadline: float | None = None,
+        offline: OfflineChoice | None = None,
         trace: ClientTrace | None = None,
     ) -> None:
         """``prompts``: what the verifier was sent before, by earlier generations too; ``routes``: what it named as the
         way to a warm replica. ``deadline``: when the answer must be complete, on the event loop's clock; the verifier
-        is told. ``trace``: what happens is written there.
+        is told. ``offline``: what to do while the link is away. ``trace``: what happens is written there.
         """
         self.generation = generation
         self._prompts = SentPrompts() if prompts is None else prompts
         self._routes = Routes() if routes is None else routes
         self._failures = 0
         self._route: str | None = None  # that the verifier named with its last error
-        self.pieces: asyncio.Queue[Piece | Result | PilotfishError] = asyncio.Queue()
+        self._delivery = Delivery(generation, tokenizer)
+        self.pieces = self._delivery.pieces
         self.outcome: asyncio.Future[Result | PilotfishError] = asyncio.get_running_loop().create_future()
         self._transport = transport
         self._tokenizer = tokenizer
         self._allow_other_fingerprint = allow_other_fingerprint
         self._padded = padded
         self._deadline = deadline
-        self._figures = Figures(generation, "none" if drafter is None else drafter.name)
+        self._drafter_name = "none" if drafter is None else drafter.name
+        self._figures = Figures(generation, self._drafter_name)
         self._trace = None if trace is None else trace.generation(generation.prompt)
         self._early: list[_Event] | None = []  # what happened before it runs; None from then on
         self._over = asyncio.get_running_loop().create_future()
         self._worker: DraftWorker | None = None
         if drafter is not None:
             self._worker = DraftWorker(drafter, generation, tokenizer.vocab_size, executor, self._happened)
+        self._offline = offline or OfflineChoice()
+        if drafter is not None:
+            config = dataclasses.replace(config, offline=self._offline.config)
+        self._asking = Asking(self._offline.ask, self._answered)
+        self._kept = False
         self._core = DeviceCore(
             prompt=generation.prompt,
             output=generation.output,
@@ -129,9 +152,8 @@ class GenerationDriver:
             memory=memory,
             hint=hint,
             ticket=generation.ticket,
+            finish_rule=lambda: StopChecker(generation.params, tokenizer, eos_token_ids=tokenizer.eos_token_ids),
         )
-        self._text = AnswerText(generation.params, tokenizer, generation.output)
-        self._last_origin = Origin.CLOUD
         self._attempt: Attempt | None = None
         self._attempts = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
@@ -140,8 +162,18 @@ class GenerationDriver:
 
     @property
     def draft_text(self) -> str:
-        """The draft beyond the committed tokens, as text; a character that it begins or ends within is left out."""
-        return self._tokenizer.decode(self._core.tail, continues=True).strip("\ufffd")
+        """The draft beyond what was shown, as text; a character that it begins or ends within is left out."""
+        return self._tokenizer.decode(self._core.unshown, continues=True).strip("\ufffd")
+
+    @property
+    def unverified_text(self) -> str:
+        """What was shown while the link was away and is not decided."""
+        return self._delivery.text.unverified
+
+    @property
+    def away(self) -> bool:
+        """Whether the device goes on alone."""
+        return self._core.away
 
     def explain(self) -> Mapping[str, Any]:
         """The numbers behind the policy's last choice."""
@@ -233,6 +265,8 @@ class GenerationDriver:
                 self._figures.drafter_error = f"{type(error).__name__}: {error}"
                 log.warning("the drafter failed, the cloud goes on alone: %s", self._figures.drafter_error)
                 return self._core.drafter_failed()
+            case _Answered(number, choice):
+                return self._core.answered(number, choice, now)
             case _Hinted(hint):
                 return self._core.hinted(hint, now)
             case _Stop(None):
@@ -251,6 +285,7 @@ class GenerationDriver:
                         self._opened(attempt, message)
                         actions += self._core.opened(message, now)
                     case Commit():
+                        self._check_vocabulary(message)
                         if message.position <= self._core.length < message.end:
                             self.generation.decided_under(attempt.fingerprint)
                         if self._trace is not None:
@@ -271,6 +306,14 @@ class GenerationDriver:
         except ProtocolViolation as error:
             return self._core.fail(error, now)
         return actions
+
+    def _check_vocabulary(self, commit: Commit) -> None:
+        """Raises ProtocolViolation for ids that have no text here: they can neither be shown nor given to a drafter."""
+        largest = max(commit.tokens, default=0)
+        if largest >= self._tokenizer.vocab_size:
+            raise ProtocolViolation(
+                f"the verifier committed token id {largest}, outside the vocabulary of {self._tokenizer.vocab_size}"
+            )
 
     def _send_prompt(self, attempt: Attempt) -> None:
         """The verifier does not know what it was named: send the ids."""
@@ -296,6 +339,7 @@ class GenerationDriver:
 
     def _act(self, actions: list[Action]) -> None:
         finish = next((action.finish for action in actions if isinstance(action, End)), None)
+        last = next((action for action in reversed(actions) if isinstance(action, Deliver)), None)
         for action in actions:
             match action:
                 case Connect():
@@ -323,7 +367,13 @@ class GenerationDriver:
                     if self._attempt is not None:
                         self._attempt.stream.send(self._attempt.writer.hint(hint))
                 case Deliver():
-                    self._deliver(action, finish)
+                    self._deliver(action, finish if action is last else None)
+                case ShowUnverified():
+                    self._delivery.show(action, self._core.unverified.finish)
+                case AskWhether():
+                    self._ask(action)
+                case Keep():
+                    self._act(self._keep(action))
                 case End():
                     self._end = action
 
@@ -341,8 +391,7 @@ class GenerationDriver:
             prefix=prefix,
             params=generation.params,
             output=tuple(generation.output[: connect.length - len(generation.prompt)]),
-            # Until a token was decided, any replica may decide the first.
-            fingerprint=generation.fingerprint if generation.output else "",
+            fingerprint=self._decided_by,
             allow_other_fingerprint=self._allow_other_fingerprint,
             mode=connect.mode,
             hint=self._core.policy.hint,
@@ -374,18 +423,35 @@ class GenerationDriver:
 
     def _deliver(self, deliver: Deliver, finish: Finish | None) -> None:
         self._figures.delivered(len(deliver.tokens), self._loop.time())
-        shown = len(deliver.tokens)
-        if finish is not None and deliver.tokens[-1:] == (finish.stop,):
-            shown -= 1  # the end token: it is in the tokens, not in the text
-        begin = 0
-        for origin, group in itertools.groupby(deliver.origins):
-            end = begin + len(list(group))
-            tokens = deliver.tokens[begin:end]
-            text = self._text.push(deliver.tokens[begin : min(end, shown)])
-            self._last_origin = origin
-            logprobs = None if deliver.logprobs is None else deliver.logprobs[begin:end]
-            self.pieces.put_nowait(Piece(text, tokens, origin, logprobs))
-            begin = end
+        self._delivery.deliver(deliver, finish)
+
+    # -- what the app was shown while the link was away ---------------------------------------------------------------
+
+    def _ask(self, question: AskWhether) -> None:
+        text = self._delivery.text.unverified
+        self._asking.put(question.number, Unconfirmed(text=text, token_ids=question.tokens, position=self._core.length))
+
+    def _answered(self, number: int, answer: OnReconnect | PilotfishError) -> None:
+        self._happened(_Stop(answer) if isinstance(answer, PilotfishError) else _Answered(number, answer))
+
+    def _keep(self, keep: Keep) -> list[Action]:
+        """Note whose tokens these are, before they are output."""
+        self.generation.decided_under(ALONE + self._drafter_name)
+        self.generation.ticket = None
+        self._kept = True
+        self._delivery.keep(keep.tokens, self._core.unverified.finish)
+        actions = self._core.kept(self._loop.time())
+        self._figures.delivered(len(keep.tokens), self._loop.time())
+        return actions
+
+    @property
+    def _decided_by(self) -> str:
+        """The fingerprint that a resume asks for: until a token was decided, any replica may decide the first."""
+        if not self.generation.output:
+            return ""
+        if not self._kept:
+            return self.generation.fingerprint
+        return next((name for name in self.generation.fingerprints if not name.startswith(ALONE)), "")
 
     # -- time and the end -------------------------------------------------------------------------------------------
 
@@ -407,13 +473,11 @@ class GenerationDriver:
     def _outcome_of(self, end: End) -> Result | PilotfishError:
         if end.finish is None:
             return end.error or PilotfishError("ended without a reason")
-        rest = self._text.end(end.finish)
-        if rest:
-            self.pieces.put_nowait(Piece(rest, (), self._last_origin))
-        reason = end.finish.reason
+        reason, unverified = end.finish.reason, self._delivery.text.unverified
+        self._delivery.end(end.finish)
         self.generation.finish = None if reason is FinishReason.ABORT else end.finish  # a cancelled one can go on
         return Result(
-            text=self._text.whole,
+            text=self._delivery.text.answer.whole,
             token_ids=tuple(self.generation.output),
             finish_reason=reason,
             stop=end.finish.stop,
@@ -422,6 +486,8 @@ class GenerationDriver:
                 self._core.policy.explain(),
                 None if self._attempt is None else self._attempt.stream,
             ),
+            verified=self.generation.verified,
+            unverified_text=unverified,
         )
 
     def _close(self, item: Result | PilotfishError) -> None:
@@ -441,6 +507,7 @@ class GenerationDriver:
     async def _clean_up(self) -> None:
         if self._going_on is not None:
             self._going_on.cancel()
+        self._asking.cancel()
         if self._timer is not None:
             self._timer.cancel()
         attempt, self._attempt = self._attempt, None

@@ -22,6 +22,7 @@ class Figures:
         self._generation = generation
         self._drafter_name = drafter_name
         self._held_before = len(generation.output)
+        self._delivered = 0
         self._started = self._first_at = self._last_at = 0.0
         self._bytes_up = self._bytes_down = 0
 
@@ -31,8 +32,9 @@ class Figures:
 
     def delivered(self, count: int, now: float) -> None:
         """``count`` tokens were just put at the end of the output."""
-        if len(self._generation.output) - self._held_before == count:
+        if self._delivered == 0:
             self._first_at = now
+        self._delivered += count
         self._last_at = now
 
     def left(self, stream: DeviceStream) -> None:
@@ -94,6 +96,10 @@ class Figures:
             bonus_tokens=counts.bonus,
             cloud_tokens=counts.cloud,
             rollbacks=counts.rollbacks,
+            unverified_tokens=counts.unverified,
+            confirmed_tokens=counts.confirmed,
+            withdrawn_tokens=counts.withdrawn,
+            kept_tokens=counts.kept,
             reconnects=counts.reconnects,
             bytes_up=self._bytes_up + (stream.bytes_up if stream else 0),
             bytes_down=self._bytes_down + (stream.bytes_down if stream else 0),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
-from typing import Any
+import time
+from typing import Any, Final
 
 from pilotfish.client import Client, Stream
 from pilotfish.client_options import add_client_options, settled
@@ -18,6 +20,8 @@ from pilotfish.trace_file import tracing
 from pilotfish_core.drafts import FinishReason, TokenLogprobs
 from pilotfish_core.errors import FileFormatError, InvalidParameter, LocalError
 from pilotfish_core.modes import Arm
+
+SAVE_EVERY_S: Final = 0.25
 
 
 def add_generate_parser(commands: Any) -> None:
@@ -40,7 +44,11 @@ def add_generate_parser(commands: Any) -> None:
     parser.add_argument(
         "--trace", metavar="F", help="write there when what happened, without text, for pilotfish-sim calibrate"
     )
-    parser.add_argument("--save", metavar="F", help="save the generation there, whether it ends or not")
+    parser.add_argument(
+        "--save",
+        metavar="F",
+        help="keep the generation there, while it runs too: a process that is killed resumes from there (--resume)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the text")
     parser.set_defaults(run=run)
 
@@ -78,10 +86,13 @@ def _follow(stream: Stream, arguments: argparse.Namespace) -> int:
     stopped: KeyboardInterrupt | None = None
     saved = True
     try:
+        stands = _alone(arguments) or arguments.on_reconnect == "keep"  # even what is unverified
+        saver = _Saver(stream, arguments.save)
         for piece in stream:
+            saver.save()
             logprobs.extend(piece.logprobs or ())
-            if not arguments.json:
-                show(piece.text)
+            if not arguments.json:  # what was printed cannot be taken back
+                show(piece.text if stands else piece.verified_text)
     except KeyboardInterrupt as stop:
         stopped = stop
         stream.cancel()
@@ -103,6 +114,24 @@ def _follow(stream: Stream, arguments: argparse.Namespace) -> int:
     return 130 if stream.result.finish_reason is FinishReason.ABORT else 0
 
 
+class _Saver:
+    """Keeps a file near what has come, before that is printed: a process that is killed resumes from there."""
+
+    def __init__(self, stream: Stream, file: str | None) -> None:
+        self._stream, self._file = stream, file
+        self._next = 0.0
+        self.save()
+
+    def save(self) -> None:
+        """Where it is time. What fails is told at the end, when it is tried again."""
+        now = time.monotonic()
+        if self._file is None or now < self._next:
+            return
+        with held(), contextlib.suppress(FileFormatError):
+            self._stream.generation.save(self._file)
+        self._next = now + SAVE_EVERY_S
+
+
 def _save(stream: Stream, file: str) -> bool:
     """Whether it could be saved. If not, that is said, and the answer is still to be shown."""
     try:
@@ -121,16 +150,19 @@ def _print(result: Result, as_json: bool, logprobs: list[TokenLogprobs] | None) 
         show(json.dumps(document) + "\n")
     else:
         show("\n")
-        note(_summary(document["metrics"], result.finish_reason))
+        note(_summary(document["metrics"], result.finish_reason, verified=result.verified))
 
 
-def _summary(metrics: dict[str, Any], reason: FinishReason) -> str:
-    alone = metrics["policy"].get("arm") == Arm.DEVICE_ONLY
-    how = "unverified" if alone else f"{metrics['mean_acceptance_length']:.2f} tokens a step"
+def _summary(metrics: dict[str, Any], reason: FinishReason, *, verified: bool) -> str:
+    how = "unverified" if not verified else f"{metrics['mean_acceptance_length']:.2f} tokens a step"
     return (
         f"[{reason}; {metrics['completion_tokens']} tokens, {metrics['tokens_per_s']:.1f} tokens/s, "
         f"{how}, seed {metrics['seed']}]"
     )
+
+
+def _alone(arguments: argparse.Namespace) -> bool:
+    return bool(arguments.cloud == "never" or arguments.arm == Arm.DEVICE_ONLY)
 
 
 def _check_resume(arguments: argparse.Namespace) -> None:

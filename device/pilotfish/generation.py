@@ -16,6 +16,7 @@ from pilotfish_core.errors import FileFormatError, InvalidParameter, InvalidRequ
 from pilotfish_core.messages import GENERATION_ID_BYTES, Ticket
 from pilotfish_core.parameters import SamplingParams
 
+ALONE: Final = "device-only:"  # what the fingerprint of a draft model's own text begins with
 FORMAT: Final = "pilotfish-generation"
 FORMAT_VERSION: Final = 1
 
@@ -62,6 +63,11 @@ class Generation:
     def fingerprints(self) -> tuple[str, ...]:
         """All that decided tokens of it, the first one first."""
         return (self.fingerprint, *self.other_fingerprints) if self.fingerprint else ()
+
+    @property
+    def verified(self) -> bool:
+        """Whether a verifier decided all of its tokens."""
+        return not any(fingerprint.startswith(ALONE) for fingerprint in self.fingerprints)
 
     def decided_under(self, fingerprint: str) -> None:
         """Remember the numerics of tokens that are about to be put into the output."""

@@ -11,7 +11,7 @@ from typing import Any, Final
 from pilotfish.answer_text import AnswerText
 from pilotfish.drafting import DraftDone, DraftWorker
 from pilotfish.figures import Figures
-from pilotfish.generation import Generation
+from pilotfish.generation import ALONE, Generation
 from pilotfish.result import Piece, Result
 from pilotfish_core.device_actions import DraftCounts, DraftTask
 from pilotfish_core.drafter import Drafter
@@ -53,6 +53,16 @@ class LocalDriver:
     def draft_text(self) -> str:
         """There is none: what is drafted is the answer."""
         return ""
+
+    @property
+    def unverified_text(self) -> str:
+        """Nothing that would be verified later."""
+        return ""
+
+    @property
+    def away(self) -> bool:
+        """There is no link to be away."""
+        return False
 
     def explain(self) -> Mapping[str, Any]:
         """There is nothing to choose here."""
@@ -134,7 +144,7 @@ class LocalDriver:
             finish = self._rule.push(token)
             if finish is not None:
                 break
-        self.generation.decided_under(f"device-only:{self._drafter.name}")
+        self.generation.decided_under(ALONE + self._drafter.name)
         self.generation.output.extend(taken)
         self._figures.delivered(len(taken), asyncio.get_running_loop().time())
         shown = taken[:-1] if finish is not None and taken[-1] == finish.stop else taken
@@ -151,6 +161,7 @@ class LocalDriver:
             finish_reason=finish.reason,
             stop=finish.stop,
             metrics=self._figures.metrics(DraftCounts(), _POLICY, None),
+            verified=self.generation.verified,
         )
 
     def _close(self, item: Result | PilotfishError) -> None:

@@ -7,11 +7,12 @@ import logging
 from concurrent.futures import Executor
 from pathlib import Path
 
+from pilotfish.auto_draft import AutoDraft
 from pilotfish.drafters import load_drafter
 from pilotfish.tokenizer_cache import obtain_tokenizer
 from pilotfish.transport import Transport
 from pilotfish_core.drafter import Drafter
-from pilotfish_core.errors import Cancelled, TokenizerMismatch
+from pilotfish_core.errors import Cancelled, ModelLoadError, PilotfishError, TokenizerMismatch
 from pilotfish_core.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -20,7 +21,8 @@ _log = logging.getLogger(__name__)
 class Preparation:
     """Obtains drafter and tokenizer once, for all who ask. What failed is tried again by the next who asks.
 
-    ``drafter`` and ``tokenizer`` are both there once ``tokenizer`` is; a drafter may be None for good.
+    ``drafter`` and ``tokenizer`` are both there once ``tokenizer`` is; a drafter may be None for good. ``auto`` knows
+    what the verifier offers: what is not here yet is fetched while prompt lookup drafts.
     """
 
     def __init__(
@@ -29,6 +31,7 @@ class Preparation:
         tokenizer: str | Path | Tokenizer | None,
         model: str,
         executor: Executor,
+        auto: AutoDraft | None = None,
     ) -> None:
         self.drafter: Drafter | None = None
         self.tokenizer: Tokenizer | None = None
@@ -36,6 +39,10 @@ class Preparation:
         self._tokenizer_source = tokenizer
         self._model = model
         self._executor = executor
+        self._auto = auto
+        self._folder: Path | None = None  # of the verifier's draft model, once that is in use
+        self._replaced: list[Drafter] = []
+        self._fetching: asyncio.Task[None] | None = None
         self._loaded = False
         self._task: asyncio.Task[None] | None = None
 
@@ -54,42 +61,84 @@ class Preparation:
                 raise Cancelled("the client was closed") from None
             raise
 
+    async def complete(self) -> None:
+        """Wait for a draft model that is being fetched, after ``run``. That it fails is logged, nothing more: the
+        answers do not depend on it.
+        """
+        if self._fetching is not None:
+            await asyncio.wait([self._fetching])
+
     async def stop(self) -> None:
         """End what is under way."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        for task in (self._task, self._fetching):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait([task])
 
     def free(self) -> None:
         """Close the drafter, unless it belongs to the caller."""
         drafter, self.drafter = self.drafter, None
-        if drafter is not None and drafter is not self._draft:
-            try:
-                drafter.close()
-            except Exception:
-                _log.exception("the drafter %s failed to close", drafter.name)
+        for old in (drafter, *self._replaced):
+            if old is not None and old is not self._draft:
+                try:
+                    old.close()
+                except Exception:
+                    _log.exception("the drafter %s failed to close", old.name)
 
     async def _prepare(self, transport: Transport) -> None:
         loop = asyncio.get_running_loop()
         if not self._loaded:
-            await loop.run_in_executor(self._executor, self._load)
-        tokenizer = await obtain_tokenizer(self._tokenizer_source, self._draft, transport, self._model, self._executor)
-        await loop.run_in_executor(self._executor, self._check, tokenizer)
+            offered = None if self._auto is None else await self._auto.here()
+            await loop.run_in_executor(self._executor, self._load, offered)
+        source = self._draft if self._folder is None else self._folder
+        tokenizer = await obtain_tokenizer(self._tokenizer_source, source, transport, self._model, self._executor)
+        await loop.run_in_executor(self._executor, self._check, self.drafter, tokenizer)
         self.tokenizer = tokenizer
+        if self._auto is not None and self._folder is not None:
+            await self._auto.used(self._folder)
+        elif self._auto is not None and self._auto.wanted:
+            self._fetching = asyncio.create_task(self._fetch(self._auto, tokenizer))
 
-    def _load(self) -> None:
-        """In the executor's thread, so that what it loads is kept even when nobody waits any more."""
+    def _load(self, offered: Path | None) -> None:
+        """In the executor's thread, so that what it loads is kept even when nobody waits any more. ``offered``: the
+        verifier's draft model, where it is here already.
+        """
         if isinstance(self._draft, Drafter):
             self.drafter = self._draft
+        elif self._draft != "auto":
+            self.drafter = load_drafter(self._draft)
         else:
-            self.drafter = load_drafter("ngram" if self._draft == "auto" else self._draft)
+            self.drafter = None if offered is None else _loaded(offered)
+            if self.drafter is None:
+                self.drafter = load_drafter("ngram")
+            else:
+                self._folder = offered
         self._loaded = True
 
-    def _check(self, tokenizer: Tokenizer) -> None:
-        wanted = None if self.drafter is None else self.drafter.tokenizer_hash
-        if self.drafter is not None and wanted is not None and wanted != tokenizer.hash:
+    async def _fetch(self, auto: AutoDraft, tokenizer: Tokenizer) -> None:
+        """Bring the verifier's draft model, which later generations then use."""
+        loop = asyncio.get_running_loop()
+        try:
+            folder = await auto.fetch()
+            drafter = None if folder is None else await loop.run_in_executor(self._executor, _loaded, folder)
+            if folder is None or drafter is None:
+                return
+            self._check(drafter, tokenizer)
+            if self.drafter is not None:
+                self._replaced.append(self.drafter)  # generations that run go on with it
+            self.drafter, self._folder = drafter, folder
+            await auto.used(folder)
+        except PilotfishError as error:
+            _log.warning("the verifier's draft model is not used: %s", error)
+        except Exception:
+            _log.exception("the verifier's draft model could not be fetched")
+
+    @staticmethod
+    def _check(drafter: Drafter | None, tokenizer: Tokenizer) -> None:
+        wanted = None if drafter is None else drafter.tokenizer_hash
+        if drafter is not None and wanted is not None and wanted != tokenizer.hash:
             raise TokenizerMismatch(
-                f"the drafter {self.drafter.name} was made for tokenizer {wanted[:12]}, the one in use is "
+                f"the drafter {drafter.name} was made for tokenizer {wanted[:12]}, the one in use is "
                 f"{tokenizer.hash[:12]}: a draft model must share its target's vocabulary"
             )
 
@@ -97,3 +146,15 @@ class Preparation:
         self._task = None
         if not task.cancelled():
             task.exception()  # whoever waits gets it; without this one that nobody waits for is logged as lost
+
+
+def _loaded(folder: Path) -> Drafter | None:
+    """The verifier's draft model. One that was damaged here is removed, to be fetched again."""
+    from pilotfish.draft_download import discard
+
+    try:
+        return load_drafter(folder)
+    except ModelLoadError as error:
+        _log.warning("a draft model that was fetched earlier is damaged, and fetched again: %s", error)
+        discard(folder)
+        return None

@@ -42,6 +42,8 @@ SETTINGS: Final[dict[str, Setting]] = {
         Setting("arm", str, "auto", choices=tuple(Arm)),
         Setting("objective", str, "latency", choices=tuple(Objective)),
         Setting("window", int, 16),
+        Setting("offline", str, "wait", choices=("wait", "draft")),
+        Setting("on_reconnect", str, "verify", choices=("verify", "keep")),
         Setting("ca", str, path=True),
         Setting("cert", str, path=True),
         Setting("key", str, path=True),

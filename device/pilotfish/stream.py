@@ -70,6 +70,16 @@ class AsyncStream:
         return self._driver.draft_text
 
     @property
+    def unverified_text(self) -> str:
+        """What was shown behind the verified text while the link was away, and is not decided yet."""
+        return self._driver.unverified_text
+
+    @property
+    def offline(self) -> bool:
+        """Whether the device goes on alone at the moment (``offline="draft"``)."""
+        return self._driver.away
+
+    @property
     def policy(self) -> Mapping[str, Any]:
         """The numbers behind who drafts at the moment, such as ``round_trip_ms``; see docs/policy.md."""
         return self._driver.explain()

@@ -161,6 +161,10 @@ class Transport:
 
         Raises Unavailable, ProtocolViolation and whatever the verifier says.
         """
+        return (await self.describe_at())[1]
+
+    async def describe_at(self) -> tuple[Address, pb.DescribeResponse]:
+        """The same, and which address answered."""
         failure: PilotfishError = Unavailable("no address given")
         for address in self.addresses:
             try:
@@ -168,7 +172,7 @@ class Transport:
                     pb.DescribeRequest(), timeout=UNARY_TIMEOUT_S, metadata=self._credentials.metadata
                 )
                 check_version(response.protocol_version)
-                return response
+                return address, response
             except grpc.aio.AioRpcError as error:
                 failure = translate(error, address)
             except ProtocolViolation as error:
@@ -262,6 +266,8 @@ def translate(error: grpc.aio.AioRpcError, address: Address | None = None) -> Pi
             return ProtocolViolation(f"what listens there is not a Pilotfish verifier: {message}")
         case grpc.StatusCode.DEADLINE_EXCEEDED:
             return DeadlineExceeded(f"the verifier did not answer in time: {message}")
+        case grpc.StatusCode.RESOURCE_EXHAUSTED if "larger than max" in message:
+            return ProtocolViolation(f"the verifier sent a frame of more than {MAX_FRAME_BYTES} bytes")
         case grpc.StatusCode.INTERNAL:
             return Unavailable(f"the stream broke: {message}")
         case _:

@@ -8,6 +8,7 @@ from pilotfish_core.drafts import DraftRun, Finish, Origin, TokenLogprobs
 from pilotfish_core.errors import PilotfishError
 from pilotfish_core.messages import Ping
 from pilotfish_core.modes import Arm, Hint, Mode, Objective
+from pilotfish_core.offline import OfflineConfig
 from pilotfish_core.retry import RetryPolicy
 from pilotfish_core.tuning import DraftTuning
 
@@ -27,6 +28,7 @@ class DeviceConfig:
     ping_after_s: float = 20.0  # of silence, before Opened too; under the 60 s after which proxies close idle streams
     ping_timeout_s: float = 10.0
     measure_every_s: float = 0.5  # between pings that measure the round trip, while drafting
+    offline: OfflineConfig | None = None  # None: while the link is away nothing is shown, and tries are counted
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -65,11 +67,42 @@ class SendPing:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Deliver:
-    """Hand committed tokens to the app."""
+    """Hand committed tokens, the first one at ``position``, to the app. Of those that it was shown unverified the first
+    ``confirmed`` are the same; ``withdrawn`` do not stand and are replaced by the rest; ``undecided`` are left.
+    """
 
     tokens: tuple[int, ...]
     origins: tuple[Origin, ...]
     logprobs: tuple[TokenLogprobs, ...] | None = None
+    confirmed: int = 0
+    withdrawn: int = 0
+    undecided: int = 0
+    position: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ShowUnverified:
+    """Hand draft tokens to the app, marked as what they are: the link is away."""
+
+    position: int
+    tokens: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class AskWhether:
+    """Ask the app whether the ``tokens`` that it was shown are to be verified or kept, and bring the answer to
+    ``answered`` with this ``number``.
+    """
+
+    number: int
+    tokens: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Keep:
+    """Unverified ``tokens`` are about to become output: note whose they are, then call ``kept``."""
+
+    tokens: tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -94,7 +127,19 @@ class SendHint:
     hint: Hint
 
 
-Action = Connect | SendDraft | SendAcknowledge | SendPing | SendMode | SendHint | Deliver | End
+Action = (
+    Connect
+    | SendDraft
+    | SendAcknowledge
+    | SendPing
+    | SendMode
+    | SendHint
+    | Deliver
+    | ShowUnverified
+    | AskWhether
+    | Keep
+    | End
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -124,3 +169,7 @@ class DraftCounts:
     cloud: int = 0
     rollbacks: int = 0
     reconnects: int = 0
+    unverified: int = 0  # shown while the link was away
+    confirmed: int = 0  # of those, by the target
+    withdrawn: int = 0
+    kept: int = 0

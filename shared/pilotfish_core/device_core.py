@@ -12,28 +12,35 @@ to ``drafted``; at most one task is out at a time.
 
 A resume by a ticket claims what that covers, which may be less than the device holds: until the cloud has decided the
 rest again the stream is REPEATING, between CONNECTING and STREAMING, and nothing is drafted.
+
+With ``DeviceConfig.offline`` the device goes on alone once the link has been silent for a while: it drafts without a
+window, and the app is shown that, unverified. When a stream is opened again, what was shown goes up as drafts (VERIFY),
+becomes output (KEEP), or the app is asked while what the cloud commits is held back (ASKING).
 """
 
 from __future__ import annotations
 
 import enum
 import random
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Final
 
 from pilotfish_core.device_actions import (
     Action,
+    AskWhether,
     Connect,
     Deliver,
     DeviceConfig,
     DraftCounts,
     DraftTask,
     End,
+    Keep,
     SendAcknowledge,
     SendDraft,
     SendHint,
     SendMode,
     SendPing,
+    ShowUnverified,
 )
 from pilotfish_core.draft_policy import DraftPolicy, DraftPolicyConfig, PolicyMemory
 from pilotfish_core.draft_tail import DraftTail
@@ -41,6 +48,10 @@ from pilotfish_core.drafts import Commit, Finish, FinishReason, Origin
 from pilotfish_core.errors import PilotfishError, ProtocolViolation, Unavailable
 from pilotfish_core.messages import Opened, Ping, Pong, Ticket
 from pilotfish_core.modes import Advice, Hint, Mode, Pacing
+from pilotfish_core.offline import OnReconnect, Unverified
+
+if TYPE_CHECKING:
+    from pilotfish_core.cloud_core import FinishRule
 
 MAX_REPEATED: Final = 64  # tokens to have decided again; a ticket that is older than that is of another time
 PREFILL: Final = 8  # tokens to take in before a draft from which on the time is not the draft's
@@ -52,6 +63,7 @@ class DeviceState(enum.Enum):
     IDLE = "idle"
     CONNECTING = "connecting"
     REPEATING = "repeating"  # what is known comes again
+    ASKING = "asking"  # the app, what is to become of what it was shown
     STREAMING = "streaming"
     WAITING = "waiting"  # to try again
     FINISHED = "finished"
@@ -59,7 +71,7 @@ class DeviceState(enum.Enum):
     CANCELLED = "cancelled"
 
 
-_CONNECTED = (DeviceState.CONNECTING, DeviceState.REPEATING, DeviceState.STREAMING)
+_CONNECTED = (DeviceState.CONNECTING, DeviceState.REPEATING, DeviceState.ASKING, DeviceState.STREAMING)
 _ENDED = (DeviceState.FINISHED, DeviceState.FAILED, DeviceState.CANCELLED)
 
 
@@ -68,6 +80,7 @@ class DeviceCore:
 
     ``output`` is the caller's list of committed output tokens (the generation holds it); it only ever grows.
     ``max_tokens`` bounds the whole output. ``memory`` is what earlier generations learned, and learns from this one.
+    ``finish_rule`` makes the device's own judgement of where an answer ends, for what it writes while offline.
     """
 
     def __init__(
@@ -83,6 +96,7 @@ class DeviceCore:
         memory: PolicyMemory | None = None,
         hint: Hint | None = None,
         ticket: Ticket | None = None,
+        finish_rule: Callable[[], FinishRule] | None = None,
     ) -> None:
         self.state = DeviceState.IDLE
         self.counts = DraftCounts()
@@ -127,6 +141,12 @@ class DeviceCore:
         self._ping: tuple[Ping, float] | None = None
         self._measured_at = 0.0  # when the last ping was sent
         self._nonce = 0
+        self.away = False  # whether the device goes on alone
+        self.unverified = Unverified(finish_rule)
+        self._alive_at = 0.0  # when the link was last known to be there
+        self._question = 0  # number of the last one asked
+        self._settled = 0  # up to there it is settled that what was shown is verified
+        self._held: list[Commit] = []  # while ASKING
 
     @property
     def length(self) -> int:
@@ -139,6 +159,11 @@ class DeviceCore:
         return tuple(self._tail.tokens)
 
     @property
+    def unshown(self) -> tuple[int, ...]:
+        """The draft beyond what the app was shown."""
+        return tuple(self._tail.tokens[len(self.unverified) :])
+
+    @property
     def ended(self) -> bool:
         """Whether an End was returned."""
         return self.state in _ENDED
@@ -147,12 +172,26 @@ class DeviceCore:
         """Begin, or continue a loaded generation."""
         if self.state is not DeviceState.IDLE:
             raise ValueError(f"a generation was started that is {self.state.value}")
+        self._alive_at = now
         return self._connect(now)
 
     def opened(self, message: Opened, now: float) -> list[Action]:
         """The cloud granted the stream: draft what is already drafted as its first branch."""
         if self.state is not DeviceState.CONNECTING:
             return self._end(ProtocolViolation("the verifier opened a stream that was not asked for"))
+        self.away, self._alive_at = False, now
+        self._tail.cut(self._draft_limit())
+        if self._config.offline is not None and self.unverified.tokens and self._shown_to > self._settled:
+            match self._config.offline.on_reconnect:
+                case OnReconnect.VERIFY:
+                    self._settled = self._shown_to
+                case OnReconnect.KEEP:
+                    return [self._keep()]
+                case OnReconnect.ASK:
+                    return self._ask(message, now)
+        return self._granted_by(message, now)
+
+    def _granted_by(self, message: Opened, now: float) -> list[Action]:
         if self._claimed < self.length:
             self.state, self._opening = DeviceState.REPEATING, message
             self._ever_opened = True
@@ -175,6 +214,7 @@ class DeviceCore:
         self.policy.offered(message.cloud_draft)
         # An acknowledgement must come before the cloud pauses for the lack of it.
         self._acknowledge_every = max(1, min(self._config.acknowledge_every, message.max_unacknowledged // 2))
+        self._refill()
         self._tail.cut(self._draft_limit())
         self._turn = False  # the first token comes from the prefill, without a draft
         return [*self._steer(), *self._flush()]
@@ -189,9 +229,11 @@ class DeviceCore:
 
         What is known already is dropped; a gap loses the stream, which resumes.
         """
+        if self.state is DeviceState.ASKING:
+            return self._hold(commit, now)
         if self.state not in (DeviceState.REPEATING, DeviceState.STREAMING):
             return []
-        self._heard_at = now
+        self._heard_at = self._alive_at = now
         if commit.position > self.length:
             return self.lost(Unavailable(f"commits are missing: got {commit.position}, hold {self.length}"), now)
         known = min(self.length - commit.position, len(commit.tokens))
@@ -208,15 +250,22 @@ class DeviceCore:
                 return self._repeated(commit)
             actions += [*self._begin(self._opening, now), SendAcknowledge(self.length)]
         fresh = commit.tokens[known:]
-        if fresh:
+        confirmed, withdrawn = self.unverified.commit(fresh, last=commit.finish is not None)
+        if fresh or withdrawn:
             self._failures = 0
             self._count(commit, known)
+            self.counts.confirmed += confirmed
+            self.counts.withdrawn += withdrawn
             self._advance(fresh, now)
             actions.append(
                 Deliver(
                     fresh,
                     tuple(commit.origin_of(index) for index in range(known, len(commit.tokens))),
                     None if commit.logprobs is None else commit.logprobs[known:],
+                    confirmed,
+                    withdrawn,
+                    len(self.unverified),
+                    self.length - len(fresh),
                 )
             )
         if commit.finish is not None:
@@ -246,6 +295,8 @@ class DeviceCore:
 
     def proved(self, ticket: Ticket) -> list[Action]:
         """The cloud gave a ticket; the newest one is kept."""
+        if self.state is DeviceState.ASKING:
+            return []  # for tokens that are held back
         if ticket.length > self.length:
             return self._end(ProtocolViolation("the verifier gave a ticket for tokens that it had not committed"))
         if self.ticket is None or ticket.length > self.ticket.length:
@@ -256,10 +307,12 @@ class DeviceCore:
         """What the drafter should do next; None when it should rest. The caller must bring the result."""
         if not self._drafting or self._task is not None or self._drafter_dry or self.ended:
             return None
-        if self.state is DeviceState.IDLE:
+        if self.state in (DeviceState.IDLE, DeviceState.ASKING) or (self.away and self.unverified.finish is not None):
             return None
-        count = self._draft_limit() - len(self._tail)
-        if self._said.pacing is Pacing.LOCKSTEP:
+        count = self._draft_limit() - max(len(self._tail), len(self.unverified))
+        if self.away:
+            count = min(self._config.draft_chunk, count)
+        elif self._said.pacing is Pacing.LOCKSTEP:
             count = count if self._turn else 0
         else:
             in_flight = self._tail.in_flight + self._tail.unsent
@@ -289,6 +342,8 @@ class DeviceCore:
             self._tail.synced = task.start + len(fresh)
             self._drafter_dry = not fresh
         self._tail.tokens.extend(fresh)
+        if self.away:
+            return self._show()
         self._tail.cut(self._draft_limit())
         if self._said.pacing is Pacing.LOCKSTEP:
             return self._answer() if self.state is DeviceState.STREAMING and self._turn else []
@@ -310,7 +365,7 @@ class DeviceCore:
 
     def advised(self, advice: Advice, now: float) -> list[Action]:
         """The cloud said what it knows and the device cannot."""
-        self._heard_at = now
+        self._heard_at = self._alive_at = now
         self.policy.advised(advice)
         return self._steer()
 
@@ -323,7 +378,7 @@ class DeviceCore:
 
     def heard(self, message: Pong, now: float) -> list[Action]:
         """A pong arrived."""
-        self._heard_at = now
+        self._heard_at = self._alive_at = now
         if self._ping is not None and self._ping[0].nonce == message.nonce:
             self.policy.memory.round_trip.observe(now - self._ping[1], now)
             self._ping = None
@@ -340,8 +395,11 @@ class DeviceCore:
             self._failures, self._jitter, hint_s=error.retry_after_s, first=not self._ever_opened
         )
         if delay is None:
-            return self._end(error)
+            if self._config.offline is None:
+                return self._end(error)
+            delay = self._jitter.uniform(0.0, self._config.retry.cap_s)  # the app has its text, and the link may return
         self.state, self._opening = DeviceState.WAITING, None
+        self._held.clear()
         self.counts.reconnects += 1
         self._retry_at = now + delay
         self._ping = None
@@ -360,27 +418,62 @@ class DeviceCore:
         """The driver cannot go on (its deadline passed, the peer's frames make no sense)."""
         return [] if self.ended else self._end(error)
 
+    def answered(self, number: int, choice: OnReconnect, now: float) -> list[Action]:
+        """The app's answer to a question; of one that was not the last, or came too late, nothing follows."""
+        if self.state is not DeviceState.ASKING or number != self._question or self._opening is None:
+            return []
+        if choice is OnReconnect.KEEP:
+            return [self._keep()]
+        self._settled = self._shown_to
+        held, self._held = self._held, []
+        self.state = DeviceState.CONNECTING
+        actions = self._granted_by(self._opening, now)
+        for commit in held:
+            actions += self.take(commit, now)
+        return actions
+
+    def kept(self, now: float) -> list[Action]:
+        """What was shown is to be output, and whose it is has been noted: the answer ends so, or goes on behind it."""
+        tokens, finish = tuple(self.unverified.tokens), self.unverified.finish
+        self.unverified.clear()
+        self.counts.kept += len(tokens)
+        self._refill_from(tokens)
+        self._tail.commit(tokens)
+        self.output.extend(tokens)
+        self._held.clear()
+        self._opening, self.ticket = None, None  # nobody can prove these
+        self._settled = self.length
+        if finish is not None:
+            self.state = DeviceState.FINISHED
+            self._forget_draft()
+            return [End(finish)]
+        return self._connect(now)
+
     def next_deadline(self) -> float | None:
         """When to call ``expired`` if nothing else happens before."""
+        if self.ended or self.state is DeviceState.IDLE:
+            return None
+        deadlines = [self._away_at, self._flush_at]
         if self.state is DeviceState.WAITING:
-            return self._retry_at
-        if self.state in _CONNECTED:
-            deadline = self._ping_at if self._ping is None else self._ping[1] + self._config.ping_timeout_s
-            return deadline if self._flush_at is None else min(deadline, self._flush_at)
-        return None
+            deadlines.append(self._retry_at)
+        else:
+            deadlines.append(self._ping_at if self._ping is None else self._ping[1] + self._ping_timeout_s)
+        return min(deadline for deadline in deadlines if deadline is not None)
 
     def expired(self, now: float) -> list[Action]:
         """A deadline may have passed: try again, ask whether the link lives, or give the stream up."""
         deadline = self.next_deadline()
         if deadline is None or now < deadline:
             return []
-        if self.state is DeviceState.WAITING:
-            return self._connect(now)
         actions: list[Action] = []
+        if self._away_at is not None and now >= self._away_at:
+            actions += self._go_alone(now)
+        if self.state is DeviceState.WAITING:
+            return [*actions, *self._connect(now)] if self._retry_at is not None and now >= self._retry_at else actions
         if self._flush_at is not None and now >= self._flush_at:
             actions += self._flush()
         if self._ping is not None:
-            if now >= self._ping[1] + self._config.ping_timeout_s:
+            if now >= self._ping[1] + self._ping_timeout_s:
                 lost = Unavailable(f"nothing heard from the verifier for {now - self._heard_at:.0f} s")
                 return [*actions, *self.lost(lost, now)]
         elif now >= self._ping_at:
@@ -393,10 +486,82 @@ class DeviceCore:
     @property
     def _ping_at(self) -> float:
         """When to send the next ping: after a silence, and now and then to measure the round trip."""
-        silent = self._heard_at + self._config.ping_after_s
+        offline = self._config.offline
+        silent = self._heard_at + (self._config.ping_after_s if offline is None else offline.after_s / 2)
         if self.state is not DeviceState.STREAMING or not self._drafting:
             return silent
         return min(silent, self._measured_at + self._config.measure_every_s)
+
+    @property
+    def _ping_timeout_s(self) -> float:
+        offline = self._config.offline
+        return self._config.ping_timeout_s if offline is None else min(self._config.ping_timeout_s, offline.after_s)
+
+    # -- alone ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _away_at(self) -> float | None:
+        """When the link will have been silent for so long that the device goes on alone."""
+        offline = self._config.offline
+        return None if offline is None or self.away or not self._drafting else self._alive_at + offline.after_s
+
+    @property
+    def _shown_to(self) -> int:
+        """Position up to which the app was shown anything."""
+        return self.length + len(self.unverified)
+
+    def _go_alone(self, now: float) -> list[Action]:
+        """The link is silent: what was drafted is shown, and so is what follows."""
+        error = Unavailable(f"nothing heard from the verifier for {now - self._alive_at:.0f} s")
+        lost = [] if self.state is DeviceState.CONNECTING else self.lost(error, now)
+        self.away = True
+        self._flush_at = None
+        self._drafter_dry = False
+        self.unverified.begin(self.output)
+        self._refill()
+        return [*lost, *self._show()]
+
+    def _show(self) -> list[Action]:
+        """Show what is drafted and was not shown; what lies beyond the answer's end is dropped."""
+        position = self._shown_to
+        fresh = self.unverified.show(self._tail.tokens[len(self.unverified) :])
+        self.counts.unverified += len(fresh)
+        actions: list[Action] = [ShowUnverified(position, fresh)] if fresh else []
+        if self.unverified.finish is not None:
+            self._tail.cut(len(self.unverified))
+            if self._config.offline is not None and self._config.offline.on_reconnect is OnReconnect.KEEP:
+                actions.append(self._keep())
+        return actions
+
+    def _keep(self) -> Action:
+        return Keep(tuple(self.unverified.tokens))
+
+    def _ask(self, message: Opened, now: float) -> list[Action]:
+        self.state, self._opening = DeviceState.ASKING, message
+        self._ever_opened = True
+        self._heard_at = now
+        self._question += 1
+        return [AskWhether(self._question, tuple(self.unverified.tokens))]
+
+    def _hold(self, commit: Commit, now: float) -> list[Action]:
+        """The cloud does not wait for the app's answer, but it pauses where nothing is acknowledged."""
+        self._heard_at = self._alive_at = now
+        self._held.append(commit)
+        if len(self._held) > self._max_tokens + 1 or commit.end > len(self._prompt) + self._max_tokens:
+            return self._end(
+                ProtocolViolation(f"the verifier committed more than the {self._max_tokens} tokens asked for")
+            )
+        return []
+
+    def _refill(self) -> None:
+        """What was shown is the draft, as far as it may be sent: nothing of it is drafted again."""
+        if self._drafting:
+            self._refill_from(self.unverified.tokens[: self._draft_limit()])
+
+    def _refill_from(self, tokens: Sequence[int]) -> None:
+        missing = tokens[len(self._tail) :]
+        if missing:
+            self._tail.refill(missing)
 
     def _connect(self, now: float) -> list[Action]:
         self.state = DeviceState.CONNECTING
@@ -442,10 +607,13 @@ class DeviceCore:
 
     def _draft_limit(self) -> int:
         """How long the tail may be: the window, and no token that could not be committed before the last one."""
-        limit = min(self.policy.window, self._granted, self._max_tokens - len(self.output) - 1)
+        room = self._max_tokens - len(self.output)
         if self._max_length is not None:
-            limit = min(limit, self._max_length - self.length - 1)
-        return max(limit, 0)
+            room = min(room, self._max_length - self.length)
+        if self.away:
+            return max(room, 0)
+        window = self._config.window if self.unverified.tokens else self.policy.window  # drafted already
+        return max(min(window, self._granted, room - 1), 0)
 
     def _context(self, start: int) -> tuple[int, ...]:
         """Tokens of prompt + output + tail from position ``start`` on."""
@@ -466,6 +634,7 @@ class DeviceCore:
             self._flush_at = None
         self.output.extend(fresh)
         self._drafter_dry = False
+        self._refill()
 
     def _judge(self) -> None:
         """Tell the policy what the commits taken say of its drafts."""

@@ -49,6 +49,11 @@ class DraftTail:
             self.synced = min(self.synced, self.length + limit)
             self.epoch += 1
 
+    def refill(self, tokens: Sequence[int]) -> None:
+        """Put tokens behind the tail that were drafted before and cut off; what is being drafted is then stale."""
+        self.tokens.extend(tokens)
+        self.epoch += 1
+
     def commit(self, fresh: Sequence[int]) -> tuple[int, bool]:
         """``fresh`` tokens were committed: keep the tail where it agrees, drop it where the target went elsewhere.
 

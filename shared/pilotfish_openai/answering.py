@@ -27,7 +27,8 @@ class Question:
     """What a request asks for, in whichever of the two forms it came.
 
     Each prompt gets ``n`` answers; those of one prompt have sub-seeds of ``params.seed``, so an answer depends neither
-    on the other prompts nor on ``n``. ``expected``: what the answers are expected to follow.
+    on the other prompts nor on ``n``. ``expected``: what the answers are expected to follow. ``unverified``: while the
+    link to the verifier is away a device may go on alone, with text that nobody will verify.
     """
 
     model: str
@@ -35,6 +36,7 @@ class Question:
     n: int
     params: SamplingParams
     expected: ExpectedText | None = None
+    unverified: bool = False
 
     def check(self, vocabulary_size: int, max_model_len: int) -> None:
         """What the target would refuse, said before an answer has begun. Raises InvalidParameter, PromptTooLong."""

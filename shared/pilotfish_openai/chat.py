@@ -31,6 +31,7 @@ def question_of(body: ChatBody, tokenizer: Tokenizer, template: ChatTemplate | N
         n=body.n or 1,
         params=body.sampling(max_tokens=_max_tokens(body, max_model_len - len(prompt)), logprobs=_logprobs(body)),
         expected=body.expected(tokenizer),
+        unverified=body.offline == "draft",
     )
 
 

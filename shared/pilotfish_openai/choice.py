@@ -22,11 +22,15 @@ class ScoredToken:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Delta:
-    """What is added to an answer: text that may be shown, scored tokens if they were asked for, the end."""
+    """What is added to an answer: text that may be shown, scored tokens if they were asked for, the end.
+
+    ``verified`` is False for text that no target has decided, which is only sent to who asked for it.
+    """
 
     text: str
     scored: tuple[ScoredToken, ...] = ()
     finish: Finish | None = None
+    verified: bool = True
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ def question_of(body: CompletionBody, tokenizer: Tokenizer) -> Question:
             max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens, logprobs=body.logprobs
         ),
         expected=body.expected(tokenizer),
+        unverified=body.offline == "draft",
     )
 
 

@@ -36,7 +36,8 @@ class Form(abc.ABC):
         for choice, deltas in zip(self._answering.choices, parts, strict=True):
             text = "".join([delta.text for delta in deltas])
             scored = [entry for delta in deltas for entry in delta.scored]
-            choices.append(self.choice(choice, text, scored) | _ending(choice.finish))
+            verified = all(delta.verified for delta in deltas)
+            choices.append(self.choice(choice, text, scored) | _ending(choice.finish) | _marked(verified))
         return self._object(self.whole_object, choices) | {
             "usage": self._answering.usage(),
             "metrics": self._answering.metrics(),
@@ -52,7 +53,7 @@ class Form(abc.ABC):
 
     def next(self, choice: Choice, delta: Delta) -> dict[str, Any]:
         """A choice's part of a chunk."""
-        return self.delta(choice, delta.text, delta.scored) | _ending(delta.finish)
+        return self.delta(choice, delta.text, delta.scored) | _ending(delta.finish) | _marked(delta.verified)
 
     @abc.abstractmethod
     def choice(self, choice: Choice, text: str, scored: Sequence[ScoredToken]) -> dict[str, Any]:
@@ -89,6 +90,11 @@ def bounded(logprob: float) -> float:
 def best(scored: ScoredToken, count: int) -> Iterable[tuple[int, float]]:
     """The ``count`` most likely tokens at a place."""
     return scored.logprobs.top[:count]
+
+
+def _marked(verified: bool) -> dict[str, Any]:
+    """Of text that no target has decided this is said; otherwise the answer looks as everybody's."""
+    return {} if verified else {"verified": False}
 
 
 def _ending(finish: Finish | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Fields that are unknown are ignored, as servers of this interface do, and named 
 from __future__ import annotations
 
 import secrets
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -86,6 +86,7 @@ class RequestBody(BaseModel):
     stream_options: StreamOptions | None = None
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
     prediction: PredictedContent | None = None
+    offline: Literal["wait", "draft"] | None = None  # ours, for an endpoint on a device
     max_tokens: Any = None
     seed: Any = None
     temperature: Any = None

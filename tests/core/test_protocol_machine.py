@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from pilotfish_core.cloud_core import CloudCore, CloudLimits, CloudState
 from pilotfish_core.device_actions import (
     Action,
+    AskWhether,
     Connect,
     Deliver,
     DeviceConfig,
@@ -22,12 +23,14 @@ from pilotfish_core.device_actions import (
     SendHint,
     SendMode,
     SendPing,
+    ShowUnverified,
 )
 from pilotfish_core.device_core import DeviceCore, DeviceState
 from pilotfish_core.drafts import Commit, DraftRun, Finish, FinishReason
 from pilotfish_core.errors import Unavailable
 from pilotfish_core.messages import Acknowledged, Open, Opened, Ping, Pong, Ticket
 from pilotfish_core.modes import Advice, Arm, CloudDraft, Hint, Mode
+from pilotfish_core.offline import OfflineConfig, OnReconnect
 from pilotfish_core.own_draft import OwnDraft, OwnRecord
 from pilotfish_core.parameters import SamplingParams
 from pilotfish_core.retry import RetryPolicy
@@ -89,6 +92,7 @@ class ProtocolMachine(RuleBasedStateMachine):
         tick=st.sampled_from([0.0001, 0.01, 0.3]),
         arm=st.sampled_from([Arm.AUTO, Arm.ASYNC, Arm.LOCKSTEP, Arm.CLOUD, Arm.CO_LOCATED]),
         ticket_every=st.sampled_from([None, None, 1, 4, 16]),
+        offline=st.sampled_from([None, OnReconnect.VERIFY, OnReconnect.ASK]),
     )
     def begin(
         self,
@@ -105,6 +109,7 @@ class ProtocolMachine(RuleBasedStateMachine):
         tick: float,
         arm: Arm,
         ticket_every: int | None,
+        offline: OnReconnect | None,
     ) -> None:
         self.tickets = None if ticket_every is None else Tickets(b"key", every=ticket_every)
         self.prompt, self.max_tokens, self.salt, self.quality = tuple(prompt), max_tokens, salt, quality
@@ -117,6 +122,8 @@ class ProtocolMachine(RuleBasedStateMachine):
         self.task: DraftTask | None = None
         self.drafter: list[int] = []
         self.delivered: list[int] = []
+        self.shown: list[int] = []  # that the app was shown behind what was delivered, unverified
+        self.question: AskWhether | None = None
         self.ends: list[End] = []
         self.draft_random = random.Random(salt)
         self.device = DeviceCore(
@@ -130,9 +137,11 @@ class ProtocolMachine(RuleBasedStateMachine):
                 arm=arm,
                 acknowledge_every=acknowledge_every,
                 retry=RetryPolicy(max_attempts=10**6, max_first_attempts=10**6),
+                offline=None if offline is None else OfflineConfig(on_reconnect=offline),
             ),
             drafting=True,
             jitter=random.Random(salt),
+            finish_rule=lambda: EndRule(max_tokens),
         )
         self.act(self.device.start(self.now))
 
@@ -160,10 +169,31 @@ class ProtocolMachine(RuleBasedStateMachine):
                 case SendPing(ping):
                     assert self.link is not None
                     self.link.up.append(ping)
-                case Deliver(tokens):
-                    self.delivered.extend(tokens)
+                case Deliver():
+                    self.delivered_to_app(action)
+                case ShowUnverified(position, tokens):
+                    assert self.device.away
+                    assert position == len(self.prompt) + len(self.delivered) + len(self.shown)
+                    self.shown.extend(tokens)
+                    assert len(self.delivered) + len(self.shown) <= self.max_tokens
+                case AskWhether(_, tokens):
+                    assert list(tokens) == self.shown != []
+                    self.question = action
                 case End():
                     self.ends.append(action)
+
+    def delivered_to_app(self, deliver: Deliver) -> None:
+        """What was shown stands as far as it is the target's, and nothing of the rest stays on the screen."""
+        agreed = 0
+        while agreed < min(len(self.shown), len(deliver.tokens)) and self.shown[agreed] == deliver.tokens[agreed]:
+            agreed += 1
+        assert deliver.confirmed == agreed
+        self.delivered.extend(deliver.tokens)
+        self.shown = self.shown[agreed:]
+        assert deliver.withdrawn in (0, len(self.shown))
+        if deliver.withdrawn:
+            self.shown.clear()
+        assert not self.shown or agreed == len(deliver.tokens)
 
     def connect(self, connect: Connect) -> None:
         output = self.device.output[: connect.length - len(self.prompt)]
@@ -361,13 +391,42 @@ class ProtocolMachine(RuleBasedStateMachine):
         self.task = None
         self.act(self.device.drafted(tokens, self.now))
 
+    @precondition(lambda self: self.device.state is DeviceState.ASKING)
+    @rule(late=st.booleans())
+    def answer(self, late: bool) -> None:
+        """The app says that what it was shown is to be verified; an answer to an earlier question says nothing."""
+        assert self.question is not None
+        if late:
+            assert self.device.answered(self.question.number - 1, OnReconnect.KEEP, self.now) == []
+        self.act(self.device.answered(self.question.number, OnReconnect.VERIFY, self.now))
+
     @precondition(lambda self: self.running)
     @rule()
     def wait(self) -> None:
         """Until the device's next deadline: it sends what it has gathered, asks whether the link lives, or gives up."""
         self.reach_deadline()
-        if self.device.state is DeviceState.WAITING:
+        while self.device.state is DeviceState.WAITING:
             self.link = None
+            self.reach_deadline()
+
+    @precondition(lambda self: self.running and self.device._config.offline is not None)
+    @rule(tokens=st.integers(1, 30), tries=st.integers(0, 2))
+    def write_alone(self, tokens: int, tries: int) -> None:
+        """The link is away for a while, some streams are opened in vain, and the device goes on."""
+        self.link = None
+        self.act(self.device.lost(Unavailable("away"), self.now))
+        while not self.device.away or tries:
+            if self.device.state is DeviceState.CONNECTING and self.device.away:
+                tries -= 1
+                self.act(self.device.lost(Unavailable("away"), self.now))
+            self.reach_deadline()
+        for _ in range(tokens):
+            if self.task is None:
+                self.begin_draft()
+            if self.task is None:
+                break
+            self.end_draft(False)
+        while self.device.state is DeviceState.WAITING:
             self.reach_deadline()
 
     def reach_deadline(self) -> None:
@@ -383,7 +442,8 @@ class ProtocolMachine(RuleBasedStateMachine):
         self.tick()
         self.link = None
         self.act(self.device.lost(Unavailable("cut"), self.now))
-        self.reach_deadline()
+        while self.device.state is DeviceState.WAITING:
+            self.reach_deadline()
 
     @precondition(lambda self: self.running)
     @rule(events=st.integers(5, 60))
@@ -429,6 +489,7 @@ class ProtocolMachine(RuleBasedStateMachine):
             return
         assert self.device.output == self.reference[: len(self.device.output)]
         assert self.delivered == self.device.output
+        assert self.shown == self.device.unverified.tokens
         if self.link is not None:
             assert self.link.cloud.output == self.reference[: len(self.link.cloud.output)]
 
@@ -436,7 +497,7 @@ class ProtocolMachine(RuleBasedStateMachine):
     def buffers_are_bounded(self) -> None:
         if not hasattr(self, "device"):
             return
-        assert len(self.device.tail) <= self.window
+        assert len(self.device.tail) <= (self.max_tokens if self.device.away else self.window)
         if self.link is not None:
             assert self.link.cloud.buffered <= self.limits.max_draft_tokens
             assert len(self.link.cloud.output) - len(self.device.output) <= self.limits.max_unacknowledged + 13
@@ -446,6 +507,8 @@ class ProtocolMachine(RuleBasedStateMachine):
         assert self.link is not None
         if self.task is not None:
             self.end_draft(False)
+        elif self.device.state is DeviceState.ASKING:
+            self.answer(False)
         elif self.device._looking:
             self.look_ahead()
         elif self.link.up:
@@ -475,6 +538,7 @@ class ProtocolMachine(RuleBasedStateMachine):
             self.move()
         assert self.device.state is DeviceState.FINISHED
         assert self.device.output == self.reference
+        assert not self.shown
         assert len(self.ends) == 1
         assert self.ends[0].finish is not None
         expected = FinishReason.STOP if self.reference[-1] == END else FinishReason.LENGTH

@@ -180,8 +180,8 @@ async def test_preparing_uses_up_the_time_of_the_answer(monkeypatch: pytest.Monk
         assert len(begun) == 1
         return TOKENIZER
 
-    monkeypatch.setattr("pilotfish.client.Deadline", SimpleNamespace(after=after))
-    monkeypatch.setattr("pilotfish.client.AsyncStream", Watched)
+    monkeypatch.setattr("pilotfish.async_client.Deadline", SimpleNamespace(after=after))
+    monkeypatch.setattr("pilotfish.async_client.AsyncStream", Watched)
     monkeypatch.setattr("pilotfish.preparation.obtain_tokenizer", obtain)
     async with asyncio.timeout(60), scripted(no_answer) as client:
         with pytest.raises(DeadlineExceeded, match=r"after 0\.5 s"):

@@ -83,10 +83,12 @@ async def test_chats_are_the_verifiers_own(chatty: Verifier, here: str, params: 
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices[0].finish_reason] == ["length"]
 
 
-async def test_drafts_are_verified_and_save_steps(here: str) -> None:
-    """The answer repeats itself, which prompt lookup on the device sees."""
+async def test_drafts_are_verified_and_save_steps(chatty: Verifier) -> None:
+    """The answer repeats itself, which prompt lookup on the device sees. In lockstep, so that drafts are in time on a
+    busy machine too.
+    """
     text = "for item in items:\n    print(item)\n" * 8
-    async with caller(here) as client:
+    async with endpoint(chatty.address, arm="device-lockstep") as own, caller(own) as client:
         answer: Any = await client.completions.create(model="target", prompt=text, max_tokens=64, temperature=0)
     metrics = answer.metrics
     assert metrics["accepted_tokens"] > 0

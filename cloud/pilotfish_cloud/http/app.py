@@ -9,9 +9,11 @@ from fastapi import APIRouter, Depends, FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from pilotfish_cloud.draft_offers import DraftOffers
 from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.http import status
 from pilotfish_cloud.http.door import Authenticate, GatewayDoor
+from pilotfish_cloud.http.drafts import draft_routes
 from pilotfish_cloud.logs import name_request
 from pilotfish_cloud.metrics import ServerMetrics
 from pilotfish_cloud.principal import ANYONE, Principal
@@ -36,6 +38,7 @@ def create_app(
     metrics: ServerMetrics | None = None,
     link: StateLink | None = None,
     operator: str = "open",
+    offers: DraftOffers | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> FastAPI:
     """The application for one gateway on the same event loop.
@@ -43,7 +46,7 @@ def create_app(
     ``authenticate`` is given the Authorization header of each request under /v1 (None: there is none) and returns who
     calls, or raises Unauthenticated, PermissionDenied or Overloaded. ``metrics``: those of the gateway's server; made
     here if there are none yet. ``link``: to what replicas share. ``operator``: who may see the live page, its figures
-    and the metrics, see ServerConfig.
+    and the metrics, see ServerConfig. ``offers``: draft models whose files devices may fetch.
     """
     app = FastAPI(title="Pilotfish verifier", docs_url=None, redoc_url=None, openapi_url=None)
     metrics = metrics or ServerMetrics(gateway)
@@ -70,6 +73,7 @@ def create_app(
     if operator != "off":
         asked = [Depends(_asking(authenticate))] if operator == "key" else []
         app.include_router(_operator_routes(gateway, metrics, link), dependencies=asked)
+    app.include_router(draft_routes(offers or DraftOffers(), authenticate))
     app.include_router(openai_routes(door, max_body_bytes))
     return app
 

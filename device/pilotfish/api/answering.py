@@ -8,8 +8,8 @@ from typing import Any
 from pilotfish.client import AsyncClient
 from pilotfish.result import Metrics, Piece, Result
 from pilotfish.served_model import ServedModel
-from pilotfish_core.drafts import Finish, FinishReason, Origin
-from pilotfish_core.errors import PilotfishError, Unavailable
+from pilotfish_core.drafts import Finish, FinishReason
+from pilotfish_core.errors import Unavailable
 from pilotfish_openai.answering import Answering, Deliver, Opened, Question, all_of
 from pilotfish_openai.choice import Choice, Delta
 
@@ -19,12 +19,17 @@ class HybridChoice(Choice):
 
     result: Metrics | None = None
 
-    def take(self, piece: Piece) -> Delta:
-        """The next piece. Raises PilotfishError for text that nobody has verified: it could not be taken back."""
-        if piece.origin is Origin.UNVERIFIED:
-            raise PilotfishError("unverified text is not sent")
+    def take(self, piece: Piece, *, unverified: bool) -> Delta | None:
+        """The next piece. Unverified text, which could not be taken back, is held until the target has decided it,
+        unless the request asks for it (``unverified``): then it stands as it is.
+        """
+        if not piece.verified:
+            if not unverified:
+                return None
+            self.count(len(piece.token_ids))
+            return Delta(piece.text, verified=False)
         self.count(len(piece.token_ids))
-        return Delta(piece.text, self.score(piece.token_ids, piece.logprobs))
+        return Delta(piece.verified_text, self.score(piece.token_ids, piece.logprobs))
 
     def end(self, result: Result) -> Delta:
         """The answer is whole."""
@@ -50,27 +55,33 @@ class ClientAnswering(Answering):
         await all_of([self._follow(choice, opened, deliver) for choice in self._answers])
 
     async def _follow(self, choice: HybridChoice, opened: Opened, deliver: Deliver) -> None:
-        stream = await self._client.generate(choice.prompt, **dataclasses.asdict(choice.params))
+        unverified = self.question.unverified
+        alone: dict[str, Any] = {"offline": "draft", "on_reconnect": "keep"} if unverified else {}
+        stream = await self._client.generate(choice.prompt, **alone, **dataclasses.asdict(choice.params))
         try:
             begun = False
             async for piece in stream:
+                delta = choice.take(piece, unverified=unverified)
+                if delta is None:
+                    continue
                 if not begun:
                     begun, self.fingerprint = True, stream.generation.fingerprint or self.fingerprint
                     await opened(choice)
-                await deliver(choice, choice.take(piece))
+                await deliver(choice, delta)
             result = await stream.result()
             if result.finish_reason is FinishReason.ABORT:  # by nobody who asked here
                 raise Unavailable("this endpoint is shutting down")
             if not begun:
                 await opened(choice)
-            await deliver(choice, choice.end(result))
+            await deliver(choice, dataclasses.replace(choice.end(result), verified=result.verified))
         finally:
             await stream.aclose()
 
     def metrics(self) -> dict[str, Any]:
         """On top of what every door says: what the device made of its link. Sums over the answers."""
         known = [choice.result for choice in self._answers if choice.result is not None]
-        names = ("recovered_tokens", "bonus_tokens", "cloud_tokens", "reconnects", "bytes_up", "bytes_down")
+        names = ["recovered_tokens", "bonus_tokens", "cloud_tokens", "reconnects", "bytes_up", "bytes_down"]
+        names += ["unverified_tokens", "confirmed_tokens", "withdrawn_tokens", "kept_tokens"]
         sums = {name: sum(getattr(metrics, name) for metrics in known) for name in names}
         arms = {str(metrics.policy.get("arm")): None for metrics in known}
         return super().metrics() | sums | {"drafter": known[0].drafter if known else None, "arms": list(arms)}

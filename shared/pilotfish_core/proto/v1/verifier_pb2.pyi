@@ -689,7 +689,14 @@ class DescribeResponse(google.protobuf.message.Message):
 
     PROTOCOL_VERSION_FIELD_NUMBER: builtins.int
     MODELS_FIELD_NUMBER: builtins.int
+    HTTP_URL_FIELD_NUMBER: builtins.int
+    HTTP_PORT_FIELD_NUMBER: builtins.int
     protocol_version: builtins.int
+    http_url: builtins.str
+    """Where the files of drafts are: GET <http_url>/v1/drafts/<draft name>/<file name>, with the same key as this call. Left
+    out: at this port of the host that was called, over TLS where this call is.
+    """
+    http_port: builtins.int
     @property
     def models(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Model]: ...
     def __init__(
@@ -697,8 +704,10 @@ class DescribeResponse(google.protobuf.message.Message):
         *,
         protocol_version: builtins.int = ...,
         models: collections.abc.Iterable[global___Model] | None = ...,
+        http_url: builtins.str = ...,
+        http_port: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["models", b"models", "protocol_version", b"protocol_version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["http_port", b"http_port", "http_url", b"http_url", "models", b"models", "protocol_version", b"protocol_version"]) -> None: ...
 
 global___DescribeResponse = DescribeResponse
 
@@ -714,6 +723,7 @@ class Model(google.protobuf.message.Message):
     DRAFTS_FIELD_NUMBER: builtins.int
     DETERMINISTIC_FIELD_NUMBER: builtins.int
     DTYPE_FIELD_NUMBER: builtins.int
+    DRAFT_OFFERS_FIELD_NUMBER: builtins.int
     name: builtins.str
     tokenizer_hash: builtins.bytes
     vocabulary_size: builtins.int
@@ -723,6 +733,10 @@ class Model(google.protobuf.message.Message):
     dtype: builtins.str
     @property
     def drafts(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]: ...
+    @property
+    def draft_offers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___DraftOffer]:
+        """The best first, as the operator sees it."""
+
     def __init__(
         self,
         *,
@@ -734,10 +748,87 @@ class Model(google.protobuf.message.Message):
         drafts: collections.abc.Iterable[builtins.str] | None = ...,
         deterministic: builtins.bool = ...,
         dtype: builtins.str = ...,
+        draft_offers: collections.abc.Iterable[global___DraftOffer] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["deterministic", b"deterministic", "drafts", b"drafts", "dtype", b"dtype", "fingerprint", b"fingerprint", "max_model_len", b"max_model_len", "name", b"name", "tokenizer_hash", b"tokenizer_hash", "vocabulary_size", b"vocabulary_size"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["deterministic", b"deterministic", "draft_offers", b"draft_offers", "drafts", b"drafts", "dtype", b"dtype", "fingerprint", b"fingerprint", "max_model_len", b"max_model_len", "name", b"name", "tokenizer_hash", b"tokenizer_hash", "vocabulary_size", b"vocabulary_size"]) -> None: ...
 
 global___Model = Model
+
+@typing.final
+class DraftOffer(google.protobuf.message.Message):
+    """A draft model of the same tokenizer, exported for a runtime, that a device may fetch."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    @typing.final
+    class MatchEntry(google.protobuf.message.Message):
+        DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.float
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.float = ...,
+        ) -> None: ...
+        def ClearField(self, field_name: typing.Literal["key", b"key", "value", b"value"]) -> None: ...
+
+    NAME_FIELD_NUMBER: builtins.int
+    RUNTIME_FIELD_NUMBER: builtins.int
+    QUANT_FIELD_NUMBER: builtins.int
+    CONTEXT_LENGTH_FIELD_NUMBER: builtins.int
+    FILES_FIELD_NUMBER: builtins.int
+    MATCH_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    runtime: builtins.str
+    quant: builtins.str
+    context_length: builtins.int
+    @property
+    def files(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___DraftFile]:
+        """All of them; manifest.json is one."""
+
+    @property
+    def match(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.float]:
+        """What the exporter measured, such as coupled_match against the unrounded model."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        runtime: builtins.str = ...,
+        quant: builtins.str = ...,
+        context_length: builtins.int = ...,
+        files: collections.abc.Iterable[global___DraftFile] | None = ...,
+        match: collections.abc.Mapping[builtins.str, builtins.float] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["context_length", b"context_length", "files", b"files", "match", b"match", "name", b"name", "quant", b"quant", "runtime", b"runtime"]) -> None: ...
+
+global___DraftOffer = DraftOffer
+
+@typing.final
+class DraftFile(google.protobuf.message.Message):
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    SIZE_FIELD_NUMBER: builtins.int
+    SHA256_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Relative, with slashes."""
+    size: builtins.int
+    sha256: builtins.bytes
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        size: builtins.int = ...,
+        sha256: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "sha256", b"sha256", "size", b"size"]) -> None: ...
+
+global___DraftFile = DraftFile
 
 @typing.final
 class FetchTokenizerRequest(google.protobuf.message.Message):
