@@ -83,12 +83,14 @@ class VerifierServer:
         return self._engine.info
 
     async def start(self) -> None:
-        """Bind both ports and begin. Raises AddressInUse, and LocalError without a Redis that is required."""
+        """Bind both ports and begin. Raises AddressInUse, and LocalError without a Redis that is required or for a
+        journal of usage that cannot be written.
+        """
         config = self._config
         limits = ServerLimits(
             max_generations=config.max_generations, max_tokens=config.max_total_tokens, slots=config.max_num_seqs
         )
-        self.link = StateLink(open_state(config), self.replica, self._line)
+        self.link = StateLink(open_state(config), self.replica, self._line, journal=config.usage_journal)
         if config.redis_url is not None:
             self.link.admission = SharedAdmission(
                 limits, self.link, replica=self.replica, clock=asyncio.get_running_loop().time
