@@ -19,16 +19,22 @@ import json
 import shlex
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos import storm
+from benchmarks.chaos import affinity, hang, overload, rolling, storm
 from pilotfish.bench.machine import load, machine
 from pilotfish.demo.stage import find_reference
 
-Scenario = tuple[Callable[..., Awaitable[dict[str, Any]]], Callable[[dict[str, Any]], bool]]
-SCENARIOS: dict[str, Scenario] = {"storm": (storm.storm, storm.good)}
+Scenario = tuple[Callable[..., Coroutine[Any, Any, dict[str, Any]]], Callable[[dict[str, Any]], bool]]
+SCENARIOS: dict[str, Scenario] = {
+    "storm": (storm.storm, storm.good),
+    "rolling": (rolling.rolling, rolling.good),
+    "hang": (hang.hang, hang.good),
+    "affinity": (affinity.affinity, affinity.good),
+    "overload": (overload.overload, overload.good),
+}
 
 
 def main() -> int:

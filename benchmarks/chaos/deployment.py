@@ -112,13 +112,11 @@ class Deployment:
         """The shipped file with these replicas, ports and certificates."""
         text = SHIPPED.read_text()
         for port, name in ((50051, "port"), (8000, "http_port")):
-            own = [f"    server 127.0.0.1:{getattr(replica, name)}" for replica in self.replicas]
-            text, found = re.subn(
-                rf"(?:    server verifier-\d+:{port}( .*;\n))+",
-                lambda line: "".join(f"{at}{line[1]}" for at in own),
-                text,
-            )
-            assert found == 1
+            line = re.compile(rf"(?:    server verifier-\d+:{port}( .*;\n))+")
+            found = line.search(text)
+            assert found is not None
+            own = [f"    server 127.0.0.1:{getattr(replica, name)}{found[1]}" for replica in self.replicas]
+            text = line.sub("".join(own), text)
         if not self._affinity:
             text = text.replace("hash $http_pilotfish_route consistent;", "random;")
         text = text.replace("listen 50051", f"listen 127.0.0.1:{self.port}")

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks.chaos.disturbances import Event
 from pilotfish.bench.prompts import PROMPTS
 from pilotfish.client import AsyncClient
 from pilotfish_core.errors import PilotfishError
+
+if TYPE_CHECKING:
+    from benchmarks.chaos.deployment import Deployment
 
 LATE_S: Final = 0.5  # that tokens may still be on their way when what they came from is gone
 
@@ -95,6 +99,78 @@ async def ask(client: AsyncClient, case: Case, tenant: str, link: int | None = N
     answer.prompt_tokens = len(stream.generation.prompt)
     answer.ended = loop.time()
     return answer
+
+
+class Crowd:
+    """Devices that ask one after the other, each over its link; every second one drafts from its prompt.
+
+    ``measure``: first each case undisturbed, for what is right. Then ``begin``, and ``end`` after whatever happens.
+    """
+
+    def __init__(self, count: int, max_tokens: int) -> None:
+        self.cases = [Case(number, max_tokens) for number in range(2 * count)]
+        self.truth: dict[int, Answer] = {}
+        self._count = count
+        self._clients: list[tuple[AsyncClient, str, int]] = []
+        self._over = asyncio.Event()
+        self._running: list[asyncio.Task[list[Answer]]] = []
+
+    async def measure(self, deployment: Deployment, stack: contextlib.AsyncExitStack) -> None:
+        """Connect, and answer every case in peace."""
+        names = list(deployment.keys)
+        for number in range(self._count):
+            link = number % len(deployment.links)
+            drafting = {"draft": "ngram", "arm": "device-async"} if number % 2 else {}
+            name = names[link % len(names)]
+            client = await stack.enter_async_context(deployment.client(name, link, **drafting))
+            self._clients.append((client, name, link))
+
+        async def quiet(number: int) -> None:
+            client, name, link = self._clients[number]
+            for case in self.cases[number :: self._count]:
+                self.truth[case.number] = await ask(client, case, name, link)
+
+        await asyncio.gather(*(quiet(number) for number in range(self._count)))
+
+    def begin(self) -> None:
+        """All of them ask, again and again."""
+
+        async def device(number: int) -> list[Answer]:
+            client, name, link = self._clients[number]
+            got = []
+            for case in itertools.cycle(self.cases[number :: self._count]):
+                got.append(await ask(client, case, name, link))
+                if self._over.is_set():
+                    break
+            return got
+
+        self._running = [asyncio.create_task(device(number)) for number in range(self._count)]
+
+    async def end(self) -> list[Answer]:
+        """What runs is answered to its end, nothing new is asked."""
+        self._over.set()
+        return [answer for got in await asyncio.gather(*self._running) for answer in got]
+
+    def found(self, disturbed: Sequence[Answer]) -> dict[str, Any]:
+        """How the answers came through."""
+        errors = [answer.error for answer in disturbed if answer.error]
+        return {
+            "generations": len(disturbed),
+            "ended": len(disturbed) - len(errors),
+            "errors": errors,
+            "tokens": sum(len(answer.token_ids) for answer in disturbed),
+            "breaks": sum(answer.reconnects for answer in disturbed),
+            **differences(disturbed, self.truth),
+            "pause_of_any_break_s": spread([end - begin for answer in disturbed for begin, end in answer.pauses()]),
+            "between_pieces_quiet_s": spread([time for answer in self.truth.values() for time in answer.intervals()]),
+            "between_pieces_s": spread([interval for answer in disturbed for interval in answer.intervals()]),
+        }
+
+
+def unharmed(found: dict[str, Any]) -> bool:
+    """Whether every answer ended as it must."""
+    counts = ("differing_tokens", "changed_answers", "answers_with_lost_or_doubled_tokens")
+    return found["ended"] == found["generations"] and not any(found[name] for name in counts)
 
 
 def differences(answers: Iterable[Answer], truth: dict[int, Answer]) -> dict[str, int]:

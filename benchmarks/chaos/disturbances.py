@@ -1,4 +1,4 @@
-"""What goes wrong, at random but from a seed: replicas killed, drained and restarted, Redis stopped, connections cut."""
+"""What goes wrong, at random but from a seed: replicas killed, drained, restarted, Redis stopped, links cut."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Disturbances:
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         kinds: tuple[tuple[float, Callable[[], Awaitable[None]]], ...] = (
-            (0.4, self.kill), (0.25, self.drain), (0.2, self.cut), (0.15, self.redis)
+            (0.5, self.kill), (0.2, self.drain), (0.2, self.cut), (0.1, self.redis)
         )  # fmt: skip
         actions, weights = [action for _, action in kinds], [weight for weight, _ in kinds]
         while (wait_s := self._random.uniform(*PAUSE_S)) < end - loop.time():
@@ -64,10 +64,9 @@ class Disturbances:
             task.result()
 
     async def kill(self) -> None:
-        """``kill -9`` of a replica, or a cut where only one serves."""
+        """``kill -9`` of a replica, unless only one serves."""
         replica = self._choose()
         if replica is None:
-            await self.cut()
             return
         self._note("kill", replica.name)
         await replica.kill()
@@ -77,7 +76,6 @@ class Disturbances:
         """SIGTERM; it goes on for the drain's time."""
         replica = self._choose()
         if replica is None:
-            await self.cut()
             return
         self._note("drain", replica.name)
         replica.ready.clear()

@@ -35,7 +35,7 @@ from pilotfish_core.device_actions import (
     SendMode,
     SendPing,
 )
-from pilotfish_core.device_core import DeviceCore
+from pilotfish_core.device_core import DeviceCore, DeviceState
 from pilotfish_core.draft_policy import PolicyMemory
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.drafts import Commit, Finish, FinishReason, Origin
@@ -188,6 +188,8 @@ class GenerationDriver:
         try:
             actions = cause()
             self._act(actions)
+            if self._core.state is DeviceState.WAITING:
+                self._leave()  # what it may still say is too late
             if self._end is not None:
                 self._core.look_ahead(self._loop.time())
                 self._close(self._outcome_of(self._end))

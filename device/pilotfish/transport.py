@@ -42,11 +42,11 @@ CHANNEL_OPTIONS: Final = [
     ("grpc.min_reconnect_backoff_ms", 5000),  # in truth how long TCP, TLS and HTTP/2's settings may take together
     ("grpc.enable_retries", 0),
     # A connection whose peer is gone (a phone that changed networks, a stopped process) must not swallow every new
-    # attempt. The channel asks only while a call is open, and later than the core, whose ping after 20 s of silence is
+    # attempt. The channel asks only while a call is open, and later than the core, whose ping after 5 s of silence is
     # data: a server that allows pings without data every 5 minutes (gRPC's default) has nothing to punish.
-    ("grpc.keepalive_time_ms", 25_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),  # newer gRPC waits that long for the answer, by default a minute
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # newer gRPC waits that long for the answer, by default a minute
 ]
 
 

@@ -147,6 +147,8 @@ class DeviceCore:
 
     def opened(self, message: Opened, now: float) -> list[Action]:
         """The cloud granted the stream: draft what is already drafted as its first branch."""
+        if self.state is DeviceState.WAITING:
+            return []  # it was given up, and goes on too late
         if self.state is not DeviceState.CONNECTING:
             return self._end(ProtocolViolation("the verifier opened a stream that was not asked for"))
         if self._claimed < self.length:
@@ -361,7 +363,7 @@ class DeviceCore:
         if self.state is DeviceState.WAITING:
             return self._retry_at
         if self.state in _CONNECTED:
-            deadline = self._ping_at if self._ping is None else self._ping[1] + self._config.ping_timeout_s
+            deadline = self._ping_at if self._ping is None else self._silent_at(self._ping[1])
             return deadline if self._flush_at is None else min(deadline, self._flush_at)
         return None
 
@@ -376,7 +378,7 @@ class DeviceCore:
         if self._flush_at is not None and now >= self._flush_at:
             actions += self._flush()
         if self._ping is not None:
-            if now >= self._ping[1] + self._config.ping_timeout_s:
+            if now >= self._silent_at(self._ping[1]):
                 lost = Unavailable(f"nothing heard from the verifier for {now - self._heard_at:.0f} s")
                 return [*actions, *self.lost(lost, now)]
         elif now >= self._ping_at:
@@ -385,6 +387,10 @@ class DeviceCore:
             self._ping = (Ping(self._nonce), now)
             actions.append(SendPing(self._ping[0]))
         return actions
+
+    def _silent_at(self, pinged_at: float) -> float:
+        """When the stream is given up: whatever is heard after a ping is a sign of life, be it the pong or not."""
+        return max(pinged_at, self._heard_at) + self._config.ping_timeout_s
 
     @property
     def _ping_at(self) -> float:

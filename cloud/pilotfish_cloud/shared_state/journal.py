@@ -1,4 +1,4 @@
-"""What was counted and the shared state has not heard yet, in a file: the next process tells what a killed one could not.
+"""Usage of which the shared state has not heard, in a file: the next process tells what a killed one could not.
 
 Lines of JSON, each written with one call before the tokens it counts leave the process; a killed process loses none of
 them, since what the system has been given to write stays (a machine that loses its power may lose some). A line is the
