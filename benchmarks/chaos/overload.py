@@ -107,7 +107,7 @@ class _Greedy:
 async def _work(client: AsyncClient, seconds: float) -> list[Answer]:
     loop = asyncio.get_running_loop()
     end = loop.time() + seconds
-    answers = []
+    answers: list[Answer] = []
     while loop.time() < end:
         answers.append(await ask(client, Case(len(answers), 48), "quiet", 0))
     return answers

@@ -55,10 +55,11 @@ def wrong(query: str) -> list[str]:
 
     def visit(node: Any) -> bool:
         if isinstance(node, promql_parser.VectorSelector):
-            selected.add(node.name)
+            name = str(node.name)
+            selected.add(name)
             for matcher in node.matchers.matchers:
-                if matcher.name not in ADDED | PRODUCT.get(node.name, set()):
-                    complaints.append(f"{node.name} has no label {matcher.name}")
+                if matcher.name not in ADDED | PRODUCT.get(name, set()):
+                    complaints.append(f"{name} has no label {matcher.name}")
         if isinstance(node, promql_parser.MatrixSelector):
             visit(node.vector_selector)
         if isinstance(node, promql_parser.AggregateExpr) and node.modifier is not None:
