@@ -12,7 +12,7 @@ from benchmarks.chaos.devices import Crowd, unharmed
 from benchmarks.chaos.usage import balance, today, told
 
 DRAIN_S: Final = 5.0
-BETWEEN_S: Final = 6.0  # nginx tries one that refused a connection again after 5 s
+BETWEEN_S: Final = 3.0  # nginx tries one that refused a connection again after 1 s
 
 
 async def rolling(model: Path, folder: Path, *, in_flight: int = 24, max_tokens: int = 256) -> dict[str, Any]:

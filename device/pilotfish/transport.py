@@ -33,6 +33,8 @@ UNARY_TIMEOUT_S: Final = 10.0
 FETCH_TIMEOUT_S: Final = 120.0  # of a whole tokenizer.json: 20 MB at 1.3 Mbit/s
 _HINT_MS: Final = re.compile(r"[0-9]{1,9}")
 _CERTIFICATE: Final = re.compile(r"CERTIFICATE_VERIFY_FAILED: ([a-z][a-z ()-]*)")  # what the TLS library says of it
+_PROXY: Final = re.compile(r"Received http2 header with status: (50[234])")  # gRPC of an answer that has no status
+PROXY_RETRY_S: Final = 0.5
 _UNKNOWN_AUTHORITY: Final = ("unable to get", "self signed", "self-signed", "unable to verify")
 
 CHANNEL_OPTIONS: Final = [
@@ -251,6 +253,11 @@ def translate(error: grpc.aio.AioRpcError, address: Address | None = None) -> Pi
         route = metadata.get(ROUTE_METADATA)
         typed.route = route if isinstance(route, str) and ROUTE_KEY.fullmatch(route) else None
         return typed
+    if (proxy := _PROXY.search(error.details() or "")) is not None:
+        return Unavailable(
+            f"what stands before the verifier has none to ask at the moment (HTTP {proxy[1]})",
+            retry_after_s=PROXY_RETRY_S,
+        )
     if address is not None and error.code() is grpc.StatusCode.UNAVAILABLE:
         explained = _connection_error(error.details() or "", address)
         if explained is not None:

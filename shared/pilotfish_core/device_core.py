@@ -334,8 +334,10 @@ class DeviceCore:
         if not error.retryable:
             return self._end(error)
         self._failures += 1
+        # Who says when to come again is there: the address is right, and only a replica or two are not.
+        invited = isinstance(error, Unavailable) and error.retry_after_s is not None
         delay = self._config.retry.delay(
-            self._failures, self._jitter, hint_s=error.retry_after_s, first=not self._ever_opened
+            self._failures, self._jitter, hint_s=error.retry_after_s, first=not (self._ever_opened or invited)
         )
         if delay is None:
             return self._end(error)
