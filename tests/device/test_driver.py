@@ -316,6 +316,14 @@ async def test_a_stream_that_is_given_up_is_left_before_the_next_one_is_tried() 
         assert isinstance(driver.outcome.result(), Result)
 
 
+async def test_who_leaves_a_verifier_that_hangs_goes_elsewhere() -> None:
+    verifier = ScriptedTransport(says(), says(opened(), commits("x", AT, LENGTH)))
+    config = DeviceConfig(ping_after_s=0.03, ping_timeout_s=0.03)
+    async with asyncio.timeout(60):
+        await run(generation(), verifier, config=config)
+    assert len(set(verifier.routes)) == len(verifier.routes) == 2
+
+
 async def test_the_app_has_its_piece_before_anybody_thinks_of_the_next_draft() -> None:
     order: list[str] = []
     looked = asyncio.Event()
