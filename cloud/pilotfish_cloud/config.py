@@ -108,6 +108,11 @@ class ServerConfig:
         low=1,
         high=10_000,
     )
+    usage_journal: Path | None = option(
+        None,
+        "where usage that Redis has not heard waits for the next process, should this one be killed",
+        metavar="FILE",
+    )
     replica_name: str | None = option(None, "this replica's name (default: the host's and some digits)", metavar="NAME")
     # -- life
     shutdown_timeout_s: float = option(
@@ -136,8 +141,11 @@ class ServerConfig:
             raise InvalidParameter.of("--http-port", self.http_port, "another one than --port")
         if self.max_model_len is not None and self.max_model_len < 2:
             raise InvalidParameter.of("--max-model-len", self.max_model_len, "at least 2: a prompt token and an answer")
-        if self.redis_url is None and (self.redis_password_file or self.redis_ca or self.redis_required):
-            raise InvalidParameter("--redis-password-file, --redis-ca and --redis-required need --redis-url")
+        others = (self.redis_password_file, self.redis_ca, self.redis_required, self.usage_journal)
+        if self.redis_url is None and any(others):
+            raise InvalidParameter(
+                "--redis-password-file, --redis-ca, --redis-required and --usage-journal need --redis-url"
+            )
         if self.replica_name is not None and not (
             self.replica_name.isprintable() and 0 < len(self.replica_name) <= 100
         ):

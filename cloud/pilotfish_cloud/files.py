@@ -17,7 +17,8 @@ MAX_BYTES: Final = 16 * 1024 * 1024
 
 
 def read_private(path: Path, what: str) -> bytes:
-    """The contents of a file that nobody but its owner can read or change.
+    """The contents of a file that nobody but its owner can read or change; one of root's may be readable by a group, as
+    Kubernetes gives secrets to who is not root.
 
     Raises FileFormatError, naming the file as ``what`` it is, when it cannot be read or others could.
     """
@@ -26,7 +27,7 @@ def read_private(path: Path, what: str) -> bytes:
             status = os.fstat(file.fileno())  # of what was opened, not of what the name means a moment later
             if not stat.S_ISREG(status.st_mode):
                 raise FileFormatError(f"{what} {path} is not a regular file")
-            if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            if _open_to_others(status.st_mode, status.st_uid, os.geteuid()):
                 raise FileFormatError(
                     f"{what} {path} can be read or changed by others (mode {stat.S_IMODE(status.st_mode):04o}); "
                     f"say: chmod 600 {path}"
@@ -37,6 +38,13 @@ def read_private(path: Path, what: str) -> bytes:
     if len(data) > MAX_BYTES:
         raise FileFormatError(f"{what} {path} has more than {MAX_BYTES} bytes")
     return data
+
+
+def _open_to_others(mode: int, owner: int, reader: int) -> bool:
+    """The rule of PostgreSQL's for keys: 0600 and ours, or 0640 and root's."""
+    if owner == 0 != reader:
+        return bool(mode & (stat.S_IWGRP | stat.S_IXGRP | stat.S_IRWXO))
+    return bool(mode & (stat.S_IRWXG | stat.S_IRWXO))
 
 
 def write_private(path: Path, text: str, what: str) -> None:

@@ -93,23 +93,26 @@ class Gateway:
         self._loop.call_soon_threadsafe(self._dispatch, events)
 
     def _dispatch(self, events: Sequence[EngineEvent]) -> None:
-        """Commits first: what is counted of them must not keep the next ones waiting."""
+        """Commits first: what is counted of them must not keep the next ones waiting, but for usage, which is written
+        down before anybody has the tokens.
+        """
+        known = ((self._streams.get(event.key), event) for event in events)
+        ours = [(stream, event) for stream, event in known if stream is not None]
+        self.observer.decided(ours)
         plain_commits: list[tuple[Stream, EngineEvent]] = []
-        for event in events:
-            stream = self._streams.get(event.key)
-            if stream is not None:
-                self._charge(stream, event)
-                if stream.trace is not None:
-                    stream.trace.take(event)
-                plain = isinstance(event, CommitEvent) and event.commit.finish is None
-                if not plain:
-                    self.observer.event(stream, event)
-                stream.take(event)
-                if plain:
-                    plain_commits.append((stream, event))
-                elif isinstance(event, CommitEvent):
-                    error = Unavailable(f"the end of the answer was not read within {READ_WITHIN_S:.0f} s")
-                    self._set_timer(stream, self._loop.time() + READ_WITHIN_S, error)
+        for stream, event in ours:
+            self._charge(stream, event)
+            if stream.trace is not None:
+                stream.trace.take(event)
+            plain = isinstance(event, CommitEvent) and event.commit.finish is None
+            if not plain:
+                self.observer.event(stream, event)
+            stream.take(event)
+            if plain:
+                plain_commits.append((stream, event))
+            elif isinstance(event, CommitEvent):
+                error = Unavailable(f"the end of the answer was not read within {READ_WITHIN_S:.0f} s")
+                self._set_timer(stream, self._loop.time() + READ_WITHIN_S, error)
         if plain_commits:
             self._loop.call_soon(self._observe, plain_commits)
 

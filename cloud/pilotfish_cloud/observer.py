@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from pilotfish_cloud.engine.interface import EngineEvent
@@ -20,8 +21,11 @@ class StreamObserver:
     def opened(self, stream: Stream) -> None:
         """The engine was asked for a generation."""
 
+    def decided(self, events: Sequence[tuple[Stream, EngineEvent]]) -> None:
+        """The engine answered with all this at once; before any door has it, so nothing may take long here."""
+
     def event(self, stream: Stream, event: EngineEvent) -> None:
-        """The engine answered; before the door takes it."""
+        """The engine answered; at about the time at which the door takes it."""
 
     def failed(self, stream: Stream, error: Exception) -> None:
         """Whoever iterates will get ``error``."""
@@ -45,6 +49,11 @@ class Observers(StreamObserver):
         """See ``StreamObserver``."""
         for observer in self._observers:
             observer.opened(stream)
+
+    def decided(self, events: Sequence[tuple[Stream, EngineEvent]]) -> None:
+        """See ``StreamObserver``."""
+        for observer in self._observers:
+            observer.decided(events)
 
     def event(self, stream: Stream, event: EngineEvent) -> None:
         """See ``StreamObserver``."""

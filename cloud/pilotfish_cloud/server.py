@@ -42,6 +42,7 @@ from pilotfish_openai.listener import HttpServer, address_of, bind
 
 _log = logging.getLogger(__name__)
 
+GRACE_S: Final = 1.0  # for statuses to be sent
 VERIFIER: Final = verifier_pb2.DESCRIPTOR.services_by_name["Verifier"].full_name
 GRPC_OPTIONS: Final = [
     ("grpc.max_receive_message_length", MAX_FRAME_BYTES),
@@ -87,12 +88,14 @@ class VerifierServer:
         return self._engine.info
 
     async def start(self) -> None:
-        """Bind both ports and begin. Raises AddressInUse, and LocalError without a Redis that is required."""
+        """Bind both ports and begin. Raises AddressInUse, and LocalError without a Redis that is required or for a
+        journal of usage that cannot be written.
+        """
         config = self._config
         limits = ServerLimits(
             max_generations=config.max_generations, max_tokens=config.max_total_tokens, slots=config.max_num_seqs
         )
-        self.link = StateLink(open_state(config), self.replica, self._line)
+        self.link = StateLink(open_state(config), self.replica, self._line, journal=config.usage_journal)
         if config.redis_url is not None:
             self.link.admission = SharedAdmission(
                 limits, self.link, replica=self.replica, clock=asyncio.get_running_loop().time
@@ -198,12 +201,18 @@ class VerifierServer:
         _log.log(logging.INFO if good else logging.WARNING, "read again: keys, settings of tenants and certificates")
 
     async def stop(self, timeout_s: float = 0.0) -> None:
-        """Refuse new generations, let running ones finish within ``timeout_s``, then close everything."""
+        """Refuse new generations, let running ones finish within ``timeout_s``, then close everything.
+
+        New gRPC connections are refused from the beginning: a load balancer then asks another replica at once, where a
+        status would go to the device, whose next attempt may well come here again.
+        """
         if self.gateway is None:
             return
         await self._set_serving(False)
+        refusing = asyncio.create_task(self._grpc.stop(grace=timeout_s + GRACE_S))
         await self.gateway.drain(timeout_s)
-        await self._grpc.stop(grace=1.0)
+        await self._grpc.stop(grace=GRACE_S)
+        await refusing
         self._http.should_exit = True
         await self._http_task
         await self.link.close()

@@ -40,7 +40,7 @@ from pilotfish_core.device_actions import (
     SendPing,
     ShowUnverified,
 )
-from pilotfish_core.device_core import DeviceCore
+from pilotfish_core.device_core import DeviceCore, DeviceState
 from pilotfish_core.draft_policy import PolicyMemory
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.drafts import Commit, Finish, FinishReason
@@ -220,6 +220,9 @@ class GenerationDriver:
         try:
             actions = cause()
             self._act(actions)
+            if self._core.state is DeviceState.WAITING and self._attempt is not None:
+                self._failures += 1  # a stream that broke, or one that was given up
+                self._leave()  # what it may still say is too late
             if self._end is not None:
                 self._core.look_ahead(self._loop.time())
                 self._close(self._outcome_of(self._end))
@@ -331,7 +334,6 @@ class GenerationDriver:
     def _lost(self, error: PilotfishError, now: float) -> list[Action]:
         if isinstance(error, FingerprintMismatch) and len(self._transport.addresses) > 1:
             error = Unavailable(error.message)  # another address may compute as the first one did
-        self._failures += 1
         self._route = error.route
         return self._core.lost(error, now)
 
@@ -410,6 +412,7 @@ class GenerationDriver:
             timeout_s=timeout_s,
             route=self._route or self._routes.of(generation.prompt, self._failures),
         )
+        self._route = None
         if self._trace is not None:
             self._trace.opening(self._attempt.stream.bytes_up)
 

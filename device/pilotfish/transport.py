@@ -33,6 +33,8 @@ UNARY_TIMEOUT_S: Final = 10.0
 FETCH_TIMEOUT_S: Final = 120.0  # of a whole tokenizer.json: 20 MB at 1.3 Mbit/s
 _HINT_MS: Final = re.compile(r"[0-9]{1,9}")
 _CERTIFICATE: Final = re.compile(r"CERTIFICATE_VERIFY_FAILED: ([a-z][a-z ()-]*)")  # what the TLS library says of it
+_PROXY: Final = re.compile(r"Received http2 header with status: (50[234])")  # gRPC of an answer that has no status
+PROXY_RETRY_S: Final = 0.5
 _UNKNOWN_AUTHORITY: Final = ("unable to get", "self signed", "self-signed", "unable to verify")
 
 CHANNEL_OPTIONS: Final = [
@@ -42,11 +44,11 @@ CHANNEL_OPTIONS: Final = [
     ("grpc.min_reconnect_backoff_ms", 5000),  # in truth how long TCP, TLS and HTTP/2's settings may take together
     ("grpc.enable_retries", 0),
     # A connection whose peer is gone (a phone that changed networks, a stopped process) must not swallow every new
-    # attempt. The channel asks only while a call is open, and later than the core, whose ping after 20 s of silence is
+    # attempt. The channel asks only while a call is open, and later than the core, whose ping after 5 s of silence is
     # data: a server that allows pings without data every 5 minutes (gRPC's default) has nothing to punish.
-    ("grpc.keepalive_time_ms", 25_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),  # newer gRPC waits that long for the answer, by default a minute
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),  # newer gRPC waits that long for the answer, by default a minute
 ]
 
 
@@ -255,6 +257,11 @@ def translate(error: grpc.aio.AioRpcError, address: Address | None = None) -> Pi
         route = metadata.get(ROUTE_METADATA)
         typed.route = route if isinstance(route, str) and ROUTE_KEY.fullmatch(route) else None
         return typed
+    if (proxy := _PROXY.search(error.details() or "")) is not None:
+        return Unavailable(
+            f"what stands before the verifier has none to ask at the moment (HTTP {proxy[1]})",
+            retry_after_s=PROXY_RETRY_S,
+        )
     if address is not None and error.code() is grpc.StatusCode.UNAVAILABLE:
         explained = _connection_error(error.details() or "", address)
         if explained is not None:

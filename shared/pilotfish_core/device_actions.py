@@ -25,8 +25,8 @@ class DeviceConfig:
     draft_chunk: int = 1  # tokens per draft task: small, so that a commit is noticed soon
     acknowledge_every: int = 32  # committed tokens; draft runs that open a branch acknowledge for free
     retry: RetryPolicy = dataclasses.field(default_factory=RetryPolicy)
-    ping_after_s: float = 20.0  # of silence, before Opened too; under the 60 s after which proxies close idle streams
-    ping_timeout_s: float = 10.0
+    ping_after_s: float = 5.0  # of silence, before Opened too; a verifier that computes or queues answers all the same
+    ping_timeout_s: float = 5.0  # in which nothing at all is heard: then it hangs, or the link is gone
     measure_every_s: float = 0.5  # between pings that measure the round trip, while drafting
     offline: OfflineConfig | None = None  # None: while the link is away nothing is shown, and tries are counted
 

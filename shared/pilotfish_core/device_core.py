@@ -177,6 +177,8 @@ class DeviceCore:
 
     def opened(self, message: Opened, now: float) -> list[Action]:
         """The cloud granted the stream: draft what is already drafted as its first branch."""
+        if self.state is DeviceState.WAITING:
+            return []  # it was given up, and goes on too late
         if self.state is not DeviceState.CONNECTING:
             return self._end(ProtocolViolation("the verifier opened a stream that was not asked for"))
         self.away, self._alive_at = False, now
@@ -391,8 +393,10 @@ class DeviceCore:
         if not error.retryable:
             return self._end(error)
         self._failures += 1
+        # Who says when to come again is there: the address is right, and only a replica or two are not.
+        invited = isinstance(error, Unavailable) and error.retry_after_s is not None
         delay = self._config.retry.delay(
-            self._failures, self._jitter, hint_s=error.retry_after_s, first=not self._ever_opened
+            self._failures, self._jitter, hint_s=error.retry_after_s, first=not (self._ever_opened or invited)
         )
         if delay is None:
             if self._config.offline is None:
@@ -457,7 +461,7 @@ class DeviceCore:
         if self.state is DeviceState.WAITING:
             deadlines.append(self._retry_at)
         else:
-            deadlines.append(self._ping_at if self._ping is None else self._ping[1] + self._ping_timeout_s)
+            deadlines.append(self._ping_at if self._ping is None else self._silent_at(self._ping[1]))
         return min(deadline for deadline in deadlines if deadline is not None)
 
     def expired(self, now: float) -> list[Action]:
@@ -473,7 +477,7 @@ class DeviceCore:
         if self._flush_at is not None and now >= self._flush_at:
             actions += self._flush()
         if self._ping is not None:
-            if now >= self._ping[1] + self._ping_timeout_s:
+            if now >= self._silent_at(self._ping[1]):
                 lost = Unavailable(f"nothing heard from the verifier for {now - self._heard_at:.0f} s")
                 return [*actions, *self.lost(lost, now)]
         elif now >= self._ping_at:
@@ -482,6 +486,10 @@ class DeviceCore:
             self._ping = (Ping(self._nonce), now)
             actions.append(SendPing(self._ping[0]))
         return actions
+
+    def _silent_at(self, pinged_at: float) -> float:
+        """When the stream is given up: whatever is heard after a ping is a sign of life, be it the pong or not."""
+        return max(pinged_at, self._heard_at) + self._ping_timeout_s
 
     @property
     def _ping_at(self) -> float:

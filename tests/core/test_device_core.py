@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 
-from pilotfish_core.device_actions import Connect, DeviceConfig, SendPing
+from pilotfish_core.device_actions import Connect, DeviceConfig, End, SendPing
 from pilotfish_core.device_core import DeviceCore, DeviceState
+from pilotfish_core.drafts import Commit
+from pilotfish_core.errors import Unavailable
 from pilotfish_core.messages import Opened, Pong
 from pilotfish_core.modes import Mode, Pacing
 
@@ -50,3 +52,34 @@ def test_a_verifier_that_answers_no_ping_is_given_up() -> None:
     assert retry_at is not None
     assert device.expired(retry_at) == [Connect(2, 2, Mode(Pacing.PAUSED))]
     ping_of(device, retry_at + 20.0)
+
+
+def test_who_is_told_to_come_again_is_more_patient_than_who_finds_nobody() -> None:
+    for hint_s, failures in ((None, 4), (0.0, 10)):
+        device, now = core(), 0.0
+        for _ in range(failures - 1):
+            assert device.lost(Unavailable("not now", retry_after_s=hint_s), now) == []
+            now = device.next_deadline() or 0.0
+            assert [type(action) for action in device.expired(now)] == [Connect]
+        assert [type(action) for action in device.lost(Unavailable("not now", retry_after_s=hint_s), now)] == [End]
+
+
+def test_whatever_is_heard_after_a_ping_is_a_sign_of_life() -> None:
+    device = core()
+    device.opened(OPENED, 0.0)
+    ping_of(device, 20.0)
+    device.committed(Commit(position=2, tokens=(7,)), 29.0)
+    assert device.next_deadline() == 39.0
+    assert device.expired(30.0) == []
+    assert device.counts.reconnects == 0
+    device.expired(39.0)
+    assert device.state is DeviceState.WAITING
+
+
+def test_a_verifier_that_answers_when_it_was_given_up_is_not_heard() -> None:
+    device = core()
+    ping_of(device, 20.0)
+    device.expired(30.0)
+    assert device.state is DeviceState.WAITING
+    assert device.opened(OPENED, 30.01) == []
+    assert device.state is DeviceState.WAITING

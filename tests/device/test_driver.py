@@ -13,6 +13,7 @@ import pytest
 from pilotfish.generation import Generation
 from pilotfish.result import Piece, Result
 from pilotfish_core.device_actions import Action, DeviceConfig
+from pilotfish_core.device_core import DeviceState
 from pilotfish_core.drafter import DraftContext
 from pilotfish_core.drafts import Commit, Finish, FinishReason, Origin
 from pilotfish_core.errors import FingerprintMismatch, InvalidRequest, PromptTooLong, ProtocolViolation, Unavailable
@@ -294,6 +295,33 @@ async def test_a_timer_that_fires_early_is_armed_again(monkeypatch: pytest.Monke
     with pytest.raises(Unavailable, match="nothing heard"):
         async with asyncio.timeout(60):
             await run(generation(), ScriptedTransport(says()), config=config)
+
+
+async def test_a_stream_that_is_given_up_is_left_before_the_next_one_is_tried() -> None:
+    left = asyncio.Event()
+
+    async def script(stream: ScriptedStream) -> AsyncIterator[Opened | Commit]:
+        await stream._over.wait()
+        left.set()
+        yield opened()  # a verifier that hung goes on
+
+    config = DeviceConfig(ping_after_s=0.03, ping_timeout_s=0.03, retry=RetryPolicy(base_s=1e6, cap_s=1e6))
+    with driving(generation(), ScriptedTransport(script), config=config) as driver:
+        running = asyncio.create_task(driver.run())
+        async with asyncio.timeout(60):
+            await left.wait()
+        assert driver._core.state is DeviceState.WAITING
+        driver.cancel()
+        await running
+        assert isinstance(driver.outcome.result(), Result)
+
+
+async def test_who_leaves_a_verifier_that_hangs_goes_elsewhere() -> None:
+    verifier = ScriptedTransport(says(), says(opened(), commits("x", AT, LENGTH)))
+    config = DeviceConfig(ping_after_s=0.03, ping_timeout_s=0.03)
+    async with asyncio.timeout(60):
+        await run(generation(), verifier, config=config)
+    assert len(set(verifier.routes)) == len(verifier.routes) == 2
 
 
 async def test_the_app_has_its_piece_before_anybody_thinks_of_the_next_draft() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import grpc
 import pytest
 
-from pilotfish.transport import CHANNEL_OPTIONS, Address, Transport, parse_addresses, translate
+from pilotfish.transport import CHANNEL_OPTIONS, PROXY_RETRY_S, Address, Transport, parse_addresses, translate
 from pilotfish_core.device_actions import DeviceConfig
-from pilotfish_core.errors import DeadlineExceeded, InvalidParameter, InvalidRequest, ProtocolViolation
+from pilotfish_core.errors import DeadlineExceeded, InvalidParameter, InvalidRequest, ProtocolViolation, Unavailable
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
 
@@ -126,6 +126,15 @@ async def _carry(source: asyncio.StreamReader, sink: asyncio.StreamWriter, delay
             await asyncio.sleep(delay_s)
             sink.write(data)
     sink.close()
+
+
+def test_a_proxy_that_has_nobody_to_ask_is_asked_again() -> None:
+    said = "Received http2 header with status: 502"
+    code = grpc.StatusCode.UNAVAILABLE
+    found = translate(grpc.aio.AioRpcError(code, grpc.aio.Metadata(), grpc.aio.Metadata(), details=said))
+    assert isinstance(found, Unavailable)
+    assert "HTTP 502" in found.message
+    assert found.retry_after_s == PROXY_RETRY_S
 
 
 async def test_a_tokenizer_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import grpc
+import httpx
 import pytest
 from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -87,16 +88,19 @@ async def test_a_drain_refuses_what_is_new_and_hands_back_what_does_not_end() ->
         frames = [opening(verifier, max_tokens=1500)]  # nobody acknowledges: it pauses and never ends
         running = asyncio.create_task(call(verifier, frames, stay=asyncio.Event(), began=began))
         await began.wait()
-        stopping = asyncio.create_task(server.stop(600))
         async with grpc.aio.insecure_channel(target(verifier)) as channel:
             stub = health_pb2_grpc.HealthStub(channel)
             watch = cast("Any", stub.Watch(health_pb2.HealthCheckRequest()))
-            states = [state.status async for state in _until_not_serving(watch)]
-        assert states[-1] == health_pb2.HealthCheckResponse.NOT_SERVING
-        refused = await call(verifier, [opening(verifier, name=2)], stay=asyncio.Event())
-        assert (refused.code, refused.trailers["pilotfish-error"]) == (grpc.StatusCode.UNAVAILABLE, "unavailable")
-        assert refused.trailers["pilotfish-retry-after-ms"] == "0"
+            states = _until_not_serving(watch)
+            assert (await anext(states)).status == health_pb2.HealthCheckResponse.SERVING
+            stopping = asyncio.create_task(server.stop(600))
+            assert [state.status async for state in states] == [health_pb2.HealthCheckResponse.NOT_SERVING]
+        with pytest.raises(ConnectionRefusedError):  # which a load balancer understands: it asks another one
+            await asyncio.open_connection("127.0.0.1", server.port)
+        async with httpx.AsyncClient() as http:
+            assert (await http.get(f"{verifier.http}/readyz")).status_code == 503
         assert not stopping.done()
+        assert not running.done()
         server.interrupt()
         assert not stopping.done()
         server.interrupt()  # the second signal does not wait for the 600 s

@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -19,6 +20,7 @@ import httpx
 import pytest
 
 from pilotfish.client import AsyncClient
+from tests.cloud.shared_state.contract import until
 from tests.cloud.shared_state.redis_server import free_port
 from tests.e2e.certificates import issue
 from tests.e2e.conftest import ROOT, TARGET
@@ -150,6 +152,31 @@ async def test_one_prompt_meets_one_replica_and_goes_on_at_the_other(tmp_path: P
             listed = await http.get(f"https://127.0.0.1:{deployment.https_port}/v1/models")
             assert listed.json()["data"][0]["id"] == "target"
             assert (await http.get(f"https://127.0.0.1:{deployment.https_port}/metrics")).status_code == 404
+
+
+async def test_nobody_is_sent_to_one_that_drains(tmp_path: Path) -> None:
+    """Neither by gRPC, where it refuses connections, nor by HTTP, where it says 503."""
+    async with deployed(tmp_path) as deployment, deployment.client() as client:
+        running = await client.generate(PROMPT, max_tokens=1500, temperature=0, ignore_eos=True)
+        await running.__anext__()
+        leaving, ready = deployment.replicas[(await deployment.opened()).index(1)]
+        leaving.send_signal(signal.SIGTERM)
+        async with httpx.AsyncClient(verify=_trusting(deployment), timeout=PATIENCE_S) as http:
+
+            async def drains() -> bool:
+                return (await http.get(f"{ready['http']}/readyz")).status_code == 503
+
+            await until(drains)
+            for number in range(6):
+                fresh = await (await client.generate(f"# {number}", max_tokens=1)).result()
+                assert fresh.metrics.reconnects == 0
+                answer = await http.post(
+                    f"https://127.0.0.1:{deployment.https_port}/v1/completions",
+                    json={"model": "target", "prompt": f"# {number}", "max_tokens": 1},
+                )
+                assert answer.status_code == 200
+        assert leaving.poll() is None  # all the while it has the first one's to go on with
+        running.cancel()
 
 
 def _trusting(deployment: Deployment) -> Any:

@@ -83,12 +83,13 @@ class UsageKey(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """What a replica tells, in one piece. ``number`` counts up from 1: charges and usage of a report that was heard
-    before are not counted again, so an unanswered one may be repeated. ``beat`` is the replica's line on the operator's
-    page, as JSON.
+    """What a replica tells, in one piece. ``number`` counts up from 1 in each process, which ``source`` names: charges
+    and usage of a report that was heard before are not counted again, so an unanswered one may be repeated. ``beat`` is
+    the replica's line on the operator's page, as JSON.
     """
 
     replica: str
+    source: str
     number: int
     beat: str
     tenants: Mapping[str, TenantReport] = dataclasses.field(default_factory=dict)

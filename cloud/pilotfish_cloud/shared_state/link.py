@@ -14,8 +14,10 @@ import json
 import logging
 import math
 import random
+import secrets
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from pilotfish_cloud.shared_state.admission import SharedAdmission
@@ -28,6 +30,7 @@ from pilotfish_cloud.shared_state.interface import (
     Taken,
     View,
 )
+from pilotfish_cloud.shared_state.journal import UsageJournal
 from pilotfish_cloud.shared_state.usage import UsageLedger
 from pilotfish_core.errors import LocalError
 
@@ -71,7 +74,11 @@ class ReplicaLine:
 
 
 class StateLink:
-    """``line``: what this replica says of itself; started and closed with the server."""
+    """``line``: what this replica says of itself; started and closed with the server. ``journal``: the file where usage
+    waits for the next process if this one is killed.
+
+    Raises LocalError for a journal that cannot be used.
+    """
 
     def __init__(
         self,
@@ -79,11 +86,20 @@ class StateLink:
         replica: str,
         line: Callable[[], Mapping[str, Any]],
         *,
+        journal: Path | None = None,
         tick_s: float = TICK_S,
     ) -> None:
         self.state = state
         self.replica = replica
+        self._source = secrets.token_hex(8)
         self.ledger = UsageLedger()
+        self._left: list[Report] = []  # of earlier processes
+        if journal is not None:
+            self.ledger.journal = UsageJournal(journal, self._source)
+            self._left = [
+                Report(replica=replica, source=source, number=number, beat="{}", usage=usage)
+                for source, number, usage in self.ledger.journal.left
+            ]
         self.admission: SharedAdmission | None = None  # where limits are shared
         self.revoked: frozenset[str] = frozenset()
         self.lines: tuple[ReplicaLine, ...] = ()
@@ -108,7 +124,7 @@ class StateLink:
             await self._report()
         except StateTroubleError as error:
             if required:
-                await self.state.close()
+                await self._close()
                 raise LocalError(
                     f"{error} (--redis-url), and --redis-required says not to serve without it", private=error.private
                 ) from None
@@ -123,6 +139,11 @@ class StateLink:
         self._woken.set()
         await self._task
         self._task = None
+        await self._close()
+
+    async def _close(self) -> None:
+        if self.ledger.journal is not None:
+            self.ledger.journal.close()
         await self.state.close()
 
     def wake(self) -> None:
@@ -187,20 +208,36 @@ class StateLink:
 
     async def _report(self) -> None:
         """What was not heard goes first, as it was; then what has come since."""
+        while self._left:
+            left = dataclasses.replace(self._left[0], beat=self._beat())
+            await self.state.report(left)
+            self._heard(left)
+            del self._left[0]
         if self._unheard is not None:
-            self._learn(await self.state.report(self._unheard))
+            self._learn(self._unheard, await self.state.report(self._unheard))
         self._number += 1
+        if self.ledger.journal is not None:
+            self.ledger.journal.reported(self._number)
         self._unheard = Report(
             replica=self.replica,
+            source=self._source,
             number=self._number,
-            beat=json.dumps({**self._line(), "started": self._started}),
+            beat=self._beat(),
             tenants={} if self.admission is None else self.admission.collect(),
             usage=self.ledger.collect(),
             revoked=self.revoked,
         )
-        self._learn(await self.state.report(self._unheard))
+        self._learn(self._unheard, await self.state.report(self._unheard))
 
-    def _learn(self, view: View) -> None:
+    def _beat(self) -> str:
+        return json.dumps({**self._line(), "started": self._started})
+
+    def _heard(self, report: Report) -> None:
+        if self.ledger.journal is not None:
+            self.ledger.journal.heard(report.source, report.number)
+
+    def _learn(self, report: Report, view: View) -> None:
+        self._heard(report)
         self._unheard = None
         self.reports += 1
         self.repaired = view.repaired

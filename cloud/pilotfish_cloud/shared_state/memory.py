@@ -70,8 +70,8 @@ class MemoryState(SharedState):
     async def report(self, report: Report) -> View:
         """See ``SharedState.report``."""
         now = self._clock()
-        first = report.number > self._heard.get(report.replica, 0)
-        self._heard[report.replica] = max(report.number, self._heard.get(report.replica, 0))
+        first = report.number > self._heard.get(report.source, 0)
+        self._heard[report.source] = max(report.number, self._heard.get(report.source, 0))
         levels = {}
         for tenant, told in report.tenants.items():
             self._release(tenant, told.released)

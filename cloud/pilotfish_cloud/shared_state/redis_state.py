@@ -4,7 +4,7 @@ Keys, all under ``pilotfish:`` (TENANT percent-encoded)::
 
     places:TENANT    sorted set, place -> until when     owners:TENANT   hash, place -> replica and attempt
     bucket:TENANT    hash, level and at                  usage:DAY       hash, TENANT:counter -> count
-    revoked          set of key ids                      heard:REPLICA   number of its last report
+    revoked          set of key ids                      heard:SOURCE    number of a process' last report
     beats, replicas  sorted set and hash of replicas     repaired        values that were begun anew
 
 One server, or a primary with replicas behind one address; not Redis Cluster, whose nodes would each have some keys.
@@ -139,7 +139,7 @@ class RedisState(SharedState):
             "lease_s": report.lease_s,
             "beat_s": report.beat_s,
         }
-        keys = [f"{PREFIX}heard:{_plain(report.replica)}", REVOKED, f"{PREFIX}beats", f"{PREFIX}replicas"]
+        keys = [f"{PREFIX}heard:{_plain(report.source)}", REVOKED, f"{PREFIX}beats", f"{PREFIX}replicas"]
         async with self._trouble(self._timeout_s):
             answer = await self._report(keys=keys, args=[json.dumps(message)])
         found = object_of(answer)

@@ -1,10 +1,10 @@
--- KEYS: the last report's number of this replica, revoked keys, replicas' beats (leases, then lines).
+-- KEYS: the last report's number of this process, revoked keys, replicas' beats (leases, then lines).
 -- Returns JSON: levels, revoked, beats, repaired. Keys of tenants and days follow from what is told.
 local heard, revoked, beats, lines = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 
 expect(heard, 'string')
 local first = told.number > (number(redis.call('GET', heard), 0, 2 ^ 53) or 0)
-if first then redis.call('SET', heard, string.format('%d', told.number), 'EX', 86400) end
+if first then redis.call('SET', heard, string.format('%d', told.number), 'EX', 7 * 86400) end
 
 local levels = {}
 for tenant, part in pairs(told.tenants) do

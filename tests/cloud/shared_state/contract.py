@@ -26,7 +26,7 @@ DAY = "2026-01-31"
 
 
 def report(number: int, *, replica: str = "r1", **fields: Any) -> Report:
-    merged: dict[str, Any] = {"replica": replica, "number": number, "beat": "{}"} | fields
+    merged: dict[str, Any] = {"replica": replica, "source": replica, "number": number, "beat": "{}"} | fields
     return Report(**merged)
 
 
@@ -139,6 +139,15 @@ class StateContract:
         await state.report(report(2, usage={UsageKey("2026-02-01", "a b:c", "prompt_tokens"): 1}))
         assert await state.usage(DAY) == {"a b:c": {"prompt_tokens": 14}, "": {"committed_tokens": 6}}
         assert await state.usage("2026-02-02") == {}
+
+    async def test_a_process_that_takes_over_a_name_counts_from_one_again(self, state: SharedState) -> None:
+        usage = {UsageKey(DAY, "a", "committed_tokens"): 5}
+        charge = {"a": TenantReport(limits=SLOW, charge=10)}
+        for number in (1, 2, 3):
+            await state.report(report(number, source="first", usage=usage, tenants=charge))
+        view = await state.report(report(1, source="second", usage=usage, tenants=charge))
+        assert view.levels["a"] == pytest.approx(60, abs=0.1)
+        assert await state.usage(DAY) == {"a": {"committed_tokens": 20}}
 
     async def test_revoked_keys(self, state: SharedState) -> None:
         assert (await state.report(report(1))).revoked == frozenset()

@@ -231,7 +231,7 @@ async def test_lines_of_replicas_are_checked() -> None:
     async with replicas(2) as (state, _, (one, two)):
         hostile = ["", "[]", "{}", "nan", "[" * 5000, '{"model": 1}', "x" * 10_000]
         for number, line in enumerate(hostile):
-            await state.report(Report(replica=f"h{number}", number=1, beat=line))
+            await state.report(Report(replica=f"h{number}", source=f"h{number}", number=1, beat=line))
         await one.reported()
         await two.reported()
         assert [line.name for line in one.link.lines] == ["r0", "r1"]
