@@ -65,7 +65,7 @@ CONSTANTS: Final = (
     Constant("settled", (2, 4, 16, 32), arms=("auto",)),
     Constant("trouble", (0.01, 0.02, 0.06, 0.1), arms=BOTH),
     Constant("hysteresis", (0.001, 0.005, 0.03, 0.06), arms=BOTH),
-    Constant("rivalry", (0.01, 0.04, 0.12, 0.2), arms=("auto",)),
+    Constant("rivalry", (0.01, 0.02, 0.08, 0.16), arms=("auto",)),
     Constant("useful", (0.02, 0.2, 0.4), "target"),
     Constant("worthwhile", (0.001, 0.03, 0.06), "target"),
     Constant("dearer", (1.0, 1.05, 1.2, 1.4), "target"),
@@ -154,8 +154,8 @@ def main() -> None:
             own = measure(constant, given.processes)
             print("\n".join(own), flush=True)
             lines += own
-    if given.out is not None:
-        given.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            if given.out is not None:
+                given.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

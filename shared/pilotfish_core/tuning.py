@@ -20,7 +20,7 @@ class DraftTuning:
     settled: int = 8  # commits between two changes of the arm, at least
     trouble: float = 0.035  # share of the plain speed that drafting must gain to be worth its trouble
     hysteresis: float = 0.015  # on top of it, for a change between drafting and not
-    rivalry: float = 0.08  # share of their speed between two arms that both draft: speeds change with the text
+    rivalry: float = 0.04  # share of their speed between two arms that both draft: speeds change with the text
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
