@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Callable
 
+from pilotfish.daemon import in_daemon_thread
 from pilotfish.offline import Ask, Unconfirmed, plain_choice
 from pilotfish_core.errors import InvalidParameter, LocalError, PilotfishError
 from pilotfish_core.offline import OnReconnect
@@ -27,7 +28,9 @@ class Asking:
         if self._ask is None:
             raise LocalError("there is nobody to ask what is to become of the unverified text")
         self._number = number
-        if self._task is not None and not self._task.done() and about == self._about:
+        if self._task is not None and about == self._about:
+            if self._task.done():  # the answer came while there was no stream to use it on
+                asyncio.get_running_loop().call_soon(self._done, self._task)
             return
         self.cancel()
         self._about = about
@@ -58,7 +61,7 @@ async def asked(ask: Ask, about: Unconfirmed) -> OnReconnect:
         if inspect.iscoroutinefunction(ask):
             answer = await ask(about)
         else:
-            answer = await asyncio.to_thread(ask, about)
+            answer = await in_daemon_thread(lambda: ask(about), "pilotfish-asking")
             if inspect.isawaitable(answer):
                 answer = await answer
         return plain_choice(answer)

@@ -326,11 +326,15 @@ class AsyncClient:
     async def aclose(self) -> None:
         """Cancel what runs, close channels and drafter (a Drafter that was given stays open: it is the caller's)."""
         self._closed = True
+        await self._close_streams()  # first: what is being prepared may take a while to stop
         await self._prepared.stop()
-        await asyncio.gather(*(stream.aclose() for stream in list(self._streams)))
+        await self._close_streams()
         await self._transport.close()
         if await self._executor.aclose(CLOSE_TIMEOUT_S):
             self._prepared.free()  # a model that still runs is left alone
+
+    async def _close_streams(self) -> None:
+        await asyncio.gather(*(stream.aclose() for stream in list(self._streams)))
 
     async def __aenter__(self) -> Self:
         return self

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pilotfish.credentials import Credentials
-from pilotfish.draft_offers import DraftOffer, chosen_offer, is_private, offered_drafts
+from pilotfish.daemon import in_daemon_thread
+from pilotfish.draft_offers import DraftOffer, chosen_offer, may_send_key, offered_drafts
 from pilotfish.files import replace_file
 from pilotfish.tokenizer_cache import cache_folder
 from pilotfish.transport import Transport
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from pilotfish.draft_download import DownloadProgress, DraftDownload
 
 _log = logging.getLogger("pilotfish.draft")
+GIVE_UP_S: Final = 2.0  # that closing waits for a download which was told to stop
 LAST: Final = "last.json"  # what each verifier offered the last time, for when it cannot be asked
 
 
@@ -60,6 +62,11 @@ class AutoDraft:
         return folder if folder.is_dir() else None
 
     @property
+    def asked(self) -> bool:
+        """Whether the verifier has said what it offers."""
+        return self._asked
+
+    @property
     def wanted(self) -> bool:
         """Whether there is one to ``fetch``."""
         return self._offer is not None
@@ -80,21 +87,23 @@ class AutoDraft:
                 with contextlib.suppress(RuntimeError):  # the loop is closed
                     loop.call_soon_threadsafe(self._report, progress)
 
-        private = is_private(self._offer.url, self._transport.addresses)
         self._download = DraftDownload(
             self._offer,
             _drafts() / self._offer.digest,
             self._credentials,
-            send_key=private or self._insecure,
+            send_key=may_send_key(self._offer.url, self._transport.addresses, insecure=self._insecure),
             report=report,
         )
-        fetching = asyncio.create_task(asyncio.to_thread(self._download.run))
+        fetching = asyncio.create_task(in_daemon_thread(self._download.run, "pilotfish-download"))
         try:
             return await asyncio.shield(fetching)
         except asyncio.CancelledError:
             self._download.stop()
-            with contextlib.suppress(PilotfishError):
-                await fetching  # which ends with the next bytes, so that nobody writes once the client is closed
+            await asyncio.wait([fetching], timeout=GIVE_UP_S)  # rarely more than a moment
+            if fetching.done():
+                fetching.exception()
+            else:
+                fetching.cancel()
             raise
 
     async def used(self, folder: Path) -> None:

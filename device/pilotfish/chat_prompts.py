@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pilotfish.daemon import in_daemon_thread
 from pilotfish.transport import Transport
 from pilotfish_core.errors import InvalidRequest, ModelLoadError
 from pilotfish_core.tokenizer import Tokenizer
@@ -67,7 +68,7 @@ class ChatPrompts:
             text = template.render(plain, add_generation_prompt=add_generation_prompt, extra=variables)
             return tuple(tokenizer.encode(text, add_special_tokens=False))
 
-        return await asyncio.to_thread(rendered)
+        return await in_daemon_thread(rendered, "pilotfish-template")  # a template may take for ever
 
     async def _of_verifier(self) -> ChatTemplate | None:
         from pilotfish_openai.chat_template import ChatTemplate

@@ -10,7 +10,7 @@ from pilotfish.generation import Generation
 from pilotfish.result import Confirmed, Piece, Result, Revised
 from pilotfish.shown_text import ShownText
 from pilotfish_core.device_actions import Deliver, ShowUnverified
-from pilotfish_core.drafts import Finish, Origin
+from pilotfish_core.drafts import Finish, FinishReason, Origin
 from pilotfish_core.errors import PilotfishError
 from pilotfish_core.tokenizer import Tokenizer
 
@@ -64,6 +64,9 @@ class Delivery:
 
     def end(self, finish: Finish) -> None:
         """What was held back of the text."""
+        if self.text.unsettled and finish.reason is FinishReason.ABORT:
+            # What was held back stays so: it is not known to be on the screen, and a resume shows it again.
+            return
         rest = self.text.end(finish)
         if rest:
             self.pieces.put_nowait(Piece(rest, (), self._last_origin))

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import http.client
 import shutil
+import socket
 import ssl
 import tempfile
 import threading
@@ -59,12 +60,18 @@ class DraftDownload:
         self._credentials, self._send_key = credentials, send_key
         self._report = report
         self._stopped = threading.Event()
+        self._connection: http.client.HTTPConnection | None = None
         self._received = 0
         self._reported_at = 0.0
 
     def stop(self) -> None:
         """Give up; what came stays for the next time."""
         self._stopped.set()
+        connection = self._connection
+        waiting = None if connection is None else connection.sock
+        if waiting is not None:
+            with contextlib.suppress(OSError):
+                waiting.shutdown(socket.SHUT_RDWR)  # whoever reads from it has its end
 
     def run(self) -> Path:
         """Returns ``folder``, which is then complete and as announced.
@@ -123,6 +130,7 @@ class DraftDownload:
     def _append(self, name: str, file: OfferedFile, path: Path, held: int) -> None:
         """Ask for what is missing and write it as it comes."""
         with contextlib.closing(self._connect()) as connection:
+            self._connection = connection
             headers = {"accept-encoding": "identity"}
             if self._send_key:
                 headers |= dict(self._credentials.metadata)
@@ -189,7 +197,7 @@ def discard(folder: Path) -> None:
 def _read(response: http.client.HTTPResponse, count: int) -> bytes:
     """Some bytes. Raises HTTPException where there are none, whatever the reason."""
     try:
-        data = response.read(count)
+        data = response.read1(count)  # what is there: none of it is lost when the next does not come
     except OSError as error:
         raise http.client.HTTPException(f"the connection broke: {error}") from None
     if not data:
@@ -212,7 +220,8 @@ def _refusal(status: int, what: str) -> PilotfishError:
 
 
 def _tls(credentials: Credentials) -> ssl.SSLContext:
-    context = ssl.create_default_context(cadata=None if credentials.ca is None else credentials.ca.decode("ascii"))
+    bundle = None if credentials.ca is None else credentials.ca.decode("ascii", "ignore")  # comments may be any
+    context = ssl.create_default_context(cadata=bundle)
     if credentials.cert is not None and credentials.key is not None:
         with tempfile.TemporaryDirectory() as folder:  # ssl reads files only; nobody else may read this folder
             file = Path(folder) / "both.pem"

@@ -65,7 +65,7 @@ async def offered_drafts(transport: Transport, model: str) -> tuple[DraftOffer, 
         if not described.http_port:
             return ()
         base = f"{'https' if address.secure else 'http'}://{address.host}:{described.http_port}"
-    elif urlsplit(base).scheme not in ("http", "https") or not urlsplit(base).hostname:
+    elif not _is_address(base):
         raise ProtocolViolation("the verifier names no HTTP address for its draft models")
     for entry in described.models:
         if model in ("", entry.name):
@@ -78,12 +78,25 @@ def chosen_offer(offers: tuple[DraftOffer, ...]) -> DraftOffer | None:
     return next((offer for offer in offers if offer.runtime == RUNTIME and offer.size <= MAX_BYTES), None)
 
 
-def is_private(url: str, addresses: tuple[Address, ...]) -> bool:
-    """Whether a key that may go to ``addresses`` may go there: over TLS, or to the same host as before."""
+def may_send_key(url: str, addresses: tuple[Address, ...], *, insecure: bool) -> bool:
+    """Whether a key that may go to ``addresses`` may go there: over TLS, or to the same host unencrypted, if that is
+    how it goes there anyway or the caller is ``insecure``.
+    """
     parts = urlsplit(url)
     return parts.scheme == "https" or any(
-        not address.secure and address.host == parts.hostname for address in addresses
+        (insecure or not address.secure) and address.host.strip("[]").lower() == parts.hostname for address in addresses
     )
+
+
+def _is_address(url: str) -> bool:
+    """Whether it is one that an HTTP client can be given."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # raises what the parts do not
+    except ValueError:
+        return False
+    plain = url.isascii() and url.isprintable() and " " not in url
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and plain
 
 
 def _offer(offer: pb.DraftOffer, base: str) -> DraftOffer:

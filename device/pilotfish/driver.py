@@ -476,7 +476,7 @@ class GenerationDriver:
     def _outcome_of(self, end: End) -> Result | PilotfishError:
         if end.finish is None:
             return end.error or PilotfishError("ended without a reason")
-        reason, unverified = end.finish.reason, self._delivery.text.unverified
+        reason = end.finish.reason
         self._delivery.end(end.finish)
         self.generation.finish = None if reason is FinishReason.ABORT else end.finish  # a cancelled one can go on
         return Result(
@@ -490,7 +490,7 @@ class GenerationDriver:
                 None if self._attempt is None else self._attempt.stream,
             ),
             verified=self.generation.verified,
-            unverified_text=unverified,
+            unverified_text=self._delivery.text.unverified,
         )
 
     def _close(self, item: Result | PilotfishError) -> None:

@@ -67,7 +67,7 @@ class Generation:
     @property
     def verified(self) -> bool:
         """Whether a verifier decided all of its tokens."""
-        return not any(fingerprint.startswith(ALONE) for fingerprint in self.fingerprints)
+        return not any(each.startswith(ALONE) for each in (self.fingerprint, *self.other_fingerprints))
 
     def decided_under(self, fingerprint: str) -> None:
         """Remember the numerics of tokens that are about to be put into the output."""

@@ -32,10 +32,16 @@ WhenBack = str | Ask
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class OfflineChoice:
-    """``config`` is None where nothing is shown while the link is away; ``ask`` is there for OnReconnect.ASK."""
+    """``drafts``: whether anything is shown while the link is away, and then how; ``ask`` for OnReconnect.ASK."""
 
-    config: OfflineConfig | None = None
+    drafts: bool = False
+    how: OfflineConfig = dataclasses.field(default_factory=lambda: OfflineConfig(after_s=AFTER_S))
     ask: Ask | None = None
+
+    @property
+    def config(self) -> OfflineConfig | None:
+        """For the core."""
+        return self.how if self.drafts else None
 
     def changed(
         self, offline: str | None, on_reconnect: WhenBack | None, after_s: float | None = None
@@ -45,15 +51,14 @@ class OfflineChoice:
             raise InvalidParameter.of("offline", offline, "'wait' or 'draft'")
         if after_s is not None and not 0 < after_s < math.inf:
             raise InvalidParameter.of("offline_after_s", after_s, "a positive number of seconds")
-        kept = self.config or OfflineConfig(after_s=AFTER_S)
-        on, ask = kept.on_reconnect, self.ask
+        on, ask = self.how.on_reconnect, self.ask
         if callable(on_reconnect):
             on, ask = OnReconnect.ASK, on_reconnect
         elif on_reconnect is not None:
             on, ask = plain_choice(on_reconnect), None
-        drafts = self.config is not None if offline is None else offline == "draft"
-        config = OfflineConfig(on_reconnect=on, after_s=kept.after_s if after_s is None else after_s)
-        return OfflineChoice(config=config if drafts else None, ask=ask if drafts else None)
+        drafts = self.drafts if offline is None else offline == "draft"
+        how = OfflineConfig(on_reconnect=on, after_s=self.how.after_s if after_s is None else after_s)
+        return OfflineChoice(drafts=drafts, how=how, ask=ask)
 
     def check(self, draft: str | Path | Drafter | None) -> None:
         """Raises InvalidParameter where there is nothing that could write."""

@@ -49,6 +49,8 @@ class Preparation:
     async def run(self, transport: Transport) -> None:
         """Obtain both. Raises ModelLoadError, TokenizerMismatch, and what the verifier answers."""
         if self.tokenizer is not None:
+            if self._auto is not None and not self._auto.asked and (self._fetching is None or self._fetching.done()):
+                self._fetching = asyncio.create_task(self._ask_again(self._auto, self.tokenizer))
             return
         if self._task is None:
             self._task = asyncio.create_task(self._prepare(transport))
@@ -114,6 +116,12 @@ class Preparation:
             else:
                 self._folder = offered
         self._loaded = True
+
+    async def _ask_again(self, auto: AutoDraft, tokenizer: Tokenizer) -> None:
+        """The verifier could not say before what it offers."""
+        await auto.here()
+        if auto.asked and auto.wanted:
+            await self._fetch(auto, tokenizer)
 
     async def _fetch(self, auto: AutoDraft, tokenizer: Tokenizer) -> None:
         """Bring the verifier's draft model, which later generations then use."""

@@ -35,7 +35,8 @@ class ShownText:
         """Unverified ``tokens`` behind all those shown before, which are behind ``output``: the text that they add."""
         if self._ahead is None:
             self._ahead = AnswerText(self._params, self._tokenizer, output)
-            self._screen = self.answer.whole
+            self._ahead.push(())  # of a resumed answer all of the output is on the screen
+            self._screen = self._ahead.whole
         self._ahead.push(tokens)
         text = self._ahead.whole[len(self._screen) :]
         self._screen += text

@@ -392,6 +392,8 @@ class DeviceCore:
             return []
         if not error.retryable:
             return self._end(error)
+        if self._all_held:
+            return []  # the answer is here; only the app's word is missing
         self._failures += 1
         # Who says when to come again is there: the address is right, and only a replica or two are not.
         invited = isinstance(error, Unavailable) and error.retry_after_s is not None
@@ -455,7 +457,7 @@ class DeviceCore:
 
     def next_deadline(self) -> float | None:
         """When to call ``expired`` if nothing else happens before."""
-        if self.ended or self.state is DeviceState.IDLE:
+        if self.ended or self.state is DeviceState.IDLE or self._all_held:
             return None
         deadlines = [self._away_at, self._flush_at]
         if self.state is DeviceState.WAITING:
@@ -560,6 +562,11 @@ class DeviceCore:
                 ProtocolViolation(f"the verifier committed more than the {self._max_tokens} tokens asked for")
             )
         return []
+
+    @property
+    def _all_held(self) -> bool:
+        """Whether the cloud has ended the answer while the app thinks."""
+        return self.state is DeviceState.ASKING and bool(self._held) and self._held[-1].finish is not None
 
     def _refill(self) -> None:
         """What was shown is the draft, as far as it may be sent: nothing of it is drafted again."""

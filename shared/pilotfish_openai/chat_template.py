@@ -15,13 +15,14 @@ import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 from pilotfish_core.errors import InvalidRequest, ModelLoadError
 
 TEMPLATE_FILE: Final = "chat_template.jinja"
 CONFIG_FILE: Final = "tokenizer_config.json"
 MAX_RENDERED_CHARS: Final = 16 * 1024 * 1024  # no target's context is as long
+MAX_BITS: Final = 4096  # of a power
 _TOKENS: Final = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -30,15 +31,18 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str], *, name: str = "chat template") -> None:
         """Raises ModelLoadError, naming ``name``, for what is no template."""
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+        environment = _Environment(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            extensions=[_Generation, "jinja2.ext.loopcontrols"],
+            optimized=False,  # which would compute constants, however large, before anybody looks
         )
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _raise
         environment.globals["strftime_now"] = _now
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+        except (jinja2.TemplateError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise ModelLoadError(f"{name} is not a usable chat template: {error}") from None
         self.source = source
         self.special_tokens = dict(special_tokens)
@@ -100,6 +104,22 @@ def _bounded(parts: Iterable[str]) -> str:
 
 class _RefusedError(jinja2.TemplateError):
     """Raised by a template itself."""
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """Refuses products and powers that would fill the memory."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if operator == "*":
+            for many, times in ((left, right), (right, left)):
+                repeats = isinstance(many, str | bytes | list | tuple) and isinstance(times, int)
+                if repeats and len(many) * times > MAX_RENDERED_CHARS:
+                    raise SecurityError(f"a product of {len(many)} x {times} items")
+        elif isinstance(left, int) and isinstance(right, int) and right * left.bit_length() > MAX_BITS:
+            raise SecurityError(f"a power of {right}")
+        return super().call_binop(context, operator, left, right)
 
 
 class _Generation(Extension):

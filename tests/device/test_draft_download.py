@@ -16,7 +16,7 @@ import pytest
 from pilotfish import draft_download
 from pilotfish.credentials import Credentials
 from pilotfish.draft_download import DownloadProgress, DraftDownload
-from pilotfish.draft_offers import DraftOffer, OfferedFile, chosen_offer, is_private, offered_drafts
+from pilotfish.draft_offers import DraftOffer, OfferedFile, chosen_offer, may_send_key, offered_drafts
 from pilotfish.transport import Address, Transport
 from pilotfish_core.errors import Cancelled, ModelLoadError, ProtocolViolation, Unauthenticated, Unavailable
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
@@ -247,12 +247,42 @@ def test_a_download_that_is_given_up_stays_for_the_next_time(tmp_path: Path) -> 
     assert server.requests[-1][1] == f"bytes={held}-"
 
 
+def test_a_server_that_says_nothing_more_does_not_hold_up_who_gives_up(tmp_path: Path) -> None:
+    silent, over = threading.Event(), threading.Event()
+
+    def stalled(handler: Handler, data: bytes, begin: int) -> None:
+        head(handler, data, begin)
+        handler.wfile.write(data[begin : begin + 100_001])
+        silent.set()
+        over.wait(60)
+        handler.close_connection = True
+
+    with served(stalled) as server:
+        given_up, ended = download(server, tmp_path / "draft"), threading.Event()
+
+        def run() -> None:
+            with pytest.raises(Cancelled):
+                given_up.run()
+            ended.set()
+
+        threading.Thread(target=run, daemon=True).start()
+        assert silent.wait(30)
+        while given_up._received < 100_001:  # what came before the silence is kept, whatever a chunk is
+            assert not ended.is_set()
+        given_up.stop()
+        assert ended.wait(draft_download.TIMEOUT_S / 2)
+        over.set()
+
+
 def test_where_a_key_may_go() -> None:
-    plain_one, secure = Address("a", 1), Address("a", 1, secure=True)
-    assert is_private("https://elsewhere/x", (secure,))
-    assert is_private("http://a:8000/x", (plain_one,))
-    assert not is_private("http://a:8000/x", (secure,))
-    assert not is_private("http://b:8000/x", (plain_one,))
+    plain_one, secure, loopback = Address("a", 1), Address("a", 1, secure=True), Address("[::1]", 1)
+    assert may_send_key("https://elsewhere/x", (secure,), insecure=False)
+    assert may_send_key("http://A:8000/x", (plain_one,), insecure=False)
+    assert may_send_key("http://[::1]:8000/x", (loopback,), insecure=False)
+    assert not may_send_key("http://a:8000/x", (secure,), insecure=False)
+    assert may_send_key("http://a:8000/x", (secure,), insecure=True)
+    for insecure in (True, False):
+        assert not may_send_key("http://b:8000/x", (plain_one, secure), insecure=insecure)
 
 
 class Described(Transport):
@@ -296,6 +326,16 @@ async def test_files_are_where_the_verifier_is() -> None:
 async def test_offers_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ProtocolViolation):
         await offered_drafts(Described(described(**changes)), "m")
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://host/x", "http://", "http://[fd00::1", "http://host:99999", "http://host/\u00e9", "http://ho st/"]
+)
+async def test_an_http_address_that_is_none_is_refused(url: str) -> None:
+    response = described()
+    response.http_url = url
+    with pytest.raises(ProtocolViolation, match="no HTTP address"):
+        await offered_drafts(Described(response), "m")
 
 
 async def test_the_first_one_that_runs_here_is_taken() -> None:

@@ -316,6 +316,39 @@ async def test_what_the_cloud_commits_while_the_app_thinks_is_delivered_in_order
     assert tuple(app.tokens) == text
 
 
+async def test_an_app_may_think_for_longer_than_the_cloud_writes() -> None:
+    """Nothing is asked or computed again because the stream is over."""
+    text = ids("abcdefghij")
+    verifier, said, heard = Verifier(text, cut_at=2), asyncio.Event(), list[Unconfirmed]()
+
+    async def ask(about: Unconfirmed) -> str:
+        heard.append(about)
+        await said.wait()
+        return "verify"
+
+    with driving(answer_of(), verifier, drafter=Writer(text[:6]), offline=choice(ask)) as driver:
+        running = asyncio.create_task(driver.run())
+        app = App()
+        while len(app.unverified) < 4:
+            piece = await driver.pieces.get()
+            assert isinstance(piece, Piece)
+            app.take(piece)
+        verifier.back.set()
+        await verifier.said_all.wait()
+        for _ in range(50):
+            await asyncio.sleep(0)
+        streams = len(verifier.streams)
+        assert driver._core.next_deadline() is None
+        said.set()
+        while isinstance(item := await driver.pieces.get(), Piece):
+            app.take(item)
+        await running
+    assert isinstance(item, Result)
+    assert app.screen == item.text == "abcdefghij"
+    assert len(heard) == 1
+    assert len(verifier.streams) == streams
+
+
 async def test_an_answer_that_is_neither_is_an_error_that_says_so() -> None:
     ask = next(iter(answers("perhaps", [])))
     with pytest.raises(LocalError, match=r"'perhaps'.*'verify'"):
@@ -348,6 +381,36 @@ async def test_a_cancelled_answer_says_which_text_is_undecided() -> None:
     assert isinstance(item, Result)
     assert (item.text, item.unverified_text, item.token_ids) == ("ab", "XYZ", ids("ab"))
     assert app.screen == "abXYZ"
+
+
+async def test_held_back_text_is_not_there_twice_when_an_answer_is_cancelled() -> None:
+    """The line's end may begin the stop string, so it was not shown before the device went on alone."""
+    verifier, app = Verifier(ids("a\nbcdef"), cut_at=2), App()
+    answer = answer_of(params=SamplingParams(max_tokens=64, stop=("\n\n",)))
+    with driving(answer, verifier, drafter=Writer(ids("a\nXYZ")), offline=choice()) as driver:
+        running = asyncio.create_task(driver.run())
+        while isinstance(item := await driver.pieces.get(), Piece):
+            app.take(item)
+            if len(app.unverified) == 3:
+                driver.cancel()
+        await running
+    assert isinstance(item, Result)
+    assert app.screen == item.text + item.unverified_text == "a\nXYZ"
+
+
+def test_what_a_client_was_told_holds_for_calls_that_say_only_that_they_draft() -> None:
+    client = OfflineChoice().changed("wait", "keep", 5.0)
+    assert client.config is None
+    call = client.changed("draft", None)
+    assert call.config is not None
+    assert (call.config.on_reconnect, call.config.after_s) == ("keep", 5.0)
+
+
+def test_kept_text_is_not_verified_whatever_the_verifier_is_called() -> None:
+    answer = answer_of()
+    answer.output.append(1)
+    answer.other_fingerprints.append(f"{ALONE}draft")
+    assert not answer.verified
 
 
 async def test_origin_unverified_is_never_on_a_verified_piece() -> None:

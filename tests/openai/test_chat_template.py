@@ -106,6 +106,23 @@ def test_a_template_cannot_leave_its_sandbox() -> None:
             ChatTemplate(attempt + "{{ messages.clear() }}", {}).render(TALK)
 
 
+@pytest.mark.parametrize(
+    "source", ["{% for a in [] %}" * 40 + "{% endfor %}" * 40, "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}"]
+)
+def test_a_template_that_python_cannot_compile_is_refused_as_one(source: str) -> None:
+    with pytest.raises(ModelLoadError, match="not a usable chat template"):
+        ChatTemplate(source, {})
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ 'a' * 10**10 }}", "{{ [1] * 10**9 }}", "{{ 10**10**10 }}", "{{ 10**9 * 'ab' }}"]
+)
+def test_a_template_cannot_fill_the_memory(source: str) -> None:
+    with pytest.raises(InvalidRequest, match="SecurityError"):
+        ChatTemplate(source, {}).render(TALK)
+    assert ChatTemplate("{{ 'ab' * 3 }}{{ 2 ** 10 }}", {}).render(TALK) == "ababab1024"
+
+
 def test_messages_are_data_not_templates() -> None:
     text = "{{ 7 * 7 }}{% raw %}"
     assert ChatTemplate("{{ messages[0].content }}", {}).render([{"role": "user", "content": text}]) == text

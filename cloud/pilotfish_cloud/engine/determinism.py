@@ -14,6 +14,7 @@ everything. If that fails too, deterministic mode is refused.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
@@ -182,6 +183,22 @@ def _vectorises(runner: ModelRunner, rows: int) -> bool:
         if total % (_VECTOR * parts):
             return False
     return True
+
+
+@torch.inference_mode()
+def bits_of(runner: ModelRunner, *, rows: int = 40) -> str:
+    """SHA-256 of the logits of ``rows`` random tokens: machines whose kernels sum in other orders have other ones, be
+    they called the same or not. Needs a free arena, and leaves it wiped.
+    """
+    rows = min(rows, runner.max_len)
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, runner.shape.vocab_rows, (rows,), generator=generator).tolist()
+    slot = runner.store.acquire()
+    try:
+        logits = runner.lm_head(runner.hidden(tokens, [Segment(slot, 0, rows, 0)]))
+    finally:
+        runner.store.release(slot, wipe=True)
+    return hashlib.sha256(logits.float().cpu().numpy().tobytes()).hexdigest()
 
 
 @torch.inference_mode()

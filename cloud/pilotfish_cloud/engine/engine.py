@@ -20,7 +20,7 @@ from typing import Final
 import torch
 
 from pilotfish_cloud.config import ServerConfig
-from pilotfish_cloud.engine.determinism import calibrate
+from pilotfish_cloud.engine.determinism import bits_of, calibrate
 from pilotfish_cloud.engine.draft_model import DraftModel
 from pilotfish_cloud.engine.engine_config import EngineConfig, scheduler_config, speculation_policy
 from pilotfish_cloud.engine.fingerprint import fingerprint
@@ -115,6 +115,7 @@ class EmbeddedEngine(Engine):
             "eos": self.tokenizer.eos_token_ids,
             "dtype": loaded.dtype_name,
             "rule": str(rule),
+            "bits": bits_of(self.runner) if config.deterministic else "",
             "packed": self.runner.packed,
             "rope_length": self.runner.rope_length,
             **StepSampler.facts(),
