@@ -386,7 +386,7 @@ async def test_a_cancelled_answer_says_which_text_is_undecided() -> None:
 async def test_held_back_text_is_not_there_twice_when_an_answer_is_cancelled() -> None:
     """The line's end may begin the stop string, so it was not shown before the device went on alone."""
     verifier, app = Verifier(ids("a\nbcdef"), cut_at=2), App()
-    answer = answer_of(params=SamplingParams(max_tokens=64, stop=("\n\n",)))
+    answer = answer_of(max_tokens=64, stop=["\n\n"])
     with driving(answer, verifier, drafter=Writer(ids("a\nXYZ")), offline=choice()) as driver:
         running = asyncio.create_task(driver.run())
         while isinstance(item := await driver.pieces.get(), Piece):
