@@ -105,6 +105,16 @@ def test_the_verifier_knows_its_configuration() -> None:
     assert config.redis_url == f"redis://redis:{redis}/0"
 
 
+def test_no_service_is_taken_for_an_option() -> None:
+    """The kubelet tells a pod of each Service as NAME_PORT and so on: of ours as PILOTFISH_PORT=tcp://..."""
+    assert "PILOTFISH_PORT" in VARIABLES
+    assert one("Service", "pilotfish")
+    pods = [item["spec"]["template"]["spec"] for item in OBJECTS if "template" in item.get("spec", {})]
+    assert len(pods) == 3
+    for pod in pods:
+        assert pod["enableServiceLinks"] is False
+
+
 def test_there_is_time_to_drain() -> None:
     before = float(CONTAINER["lifecycle"]["preStop"]["exec"]["command"][1])
     drain = configuration(FOLDER / "pilotfish.toml").shutdown_timeout_s
