@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
-from pilotfish_cloud.shared_state.interface import Held, Limits, Taken, TenantReport
+from pilotfish_cloud.shared_state.interface import LEASE_S, Held, Limits, Taken, TenantReport
 from pilotfish_core.admission import (
     Claim,
     MemoryAdmission,
@@ -20,6 +20,8 @@ from pilotfish_core.admission import (
     TenantSettings,
     TokenBucket,
 )
+
+MAX_RELEASED: Final = 1000  # places of a tenant that are told free; others expire by themselves
 
 
 class Asking(Protocol):
@@ -57,7 +59,7 @@ class _Tenant:
     limits: Limits
     bucket: TokenBucket | None = None
     places: dict[str, _Place] = dataclasses.field(default_factory=dict)
-    released: list[Held] = dataclasses.field(default_factory=list)
+    released: dict[Held, float] = dataclasses.field(default_factory=dict)  # when
     charge: int = 0  # rows that were not reported
 
 
@@ -82,7 +84,7 @@ class SharedAdmission(MemoryAdmission):
         running = known.places.get(held.place)
         if running is not None and running.held.owner == held.owner:
             return None  # the same attempt once more, which the gateway refuses: nothing is taken, nothing given back
-        known.released = [free for free in known.released if free[:2] != held[:2]]
+        known.released = {free: at for free, at in known.released.items() if free[:2] != held[:2]}
         released, level = tuple(known.released), self._level(known)
         try:
             taken = await self._store.take(tenant, known.limits, held, level=level, released=released)
@@ -91,7 +93,8 @@ class SharedAdmission(MemoryAdmission):
             raise
         if taken is None:
             return _Place(tenant, held, granted=False)
-        known.released = [free for free in known.released if free not in released]
+        for free in released:
+            known.released.pop(free, None)
         if known.bucket is not None and taken.level is not None:
             self._follow(known.bucket, taken.level - _untold(known))
         if taken.refused == "places":
@@ -170,7 +173,7 @@ class SharedAdmission(MemoryAdmission):
                 released=tuple(known.released),
             )
             known.charge = 0
-            known.released = []
+            known.released = {}
             for place in known.places.values():
                 place.granted, place.held = True, place.held._replace(rows=0)
         return found
@@ -232,7 +235,12 @@ class SharedAdmission(MemoryAdmission):
         bucket.take(bucket.level(now) - level, now)
 
     def _free(self, known: _Tenant, held: Held) -> None:
-        known.released.append(held)
+        """To be told; while nobody hears, no longer than the store would keep the place anyhow."""
+        now, released = self._clock(), known.released
+        released.pop(held, None)
+        released[held] = now
+        while len(released) > MAX_RELEASED or released[next(iter(released))] < now - LEASE_S:
+            del released[next(iter(released))]
         self._store.wake()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -73,7 +74,7 @@ class Replica:
         self.admission = SharedAdmission(ServerLimits(), self.link, replica=name, clock=clock)
         self.link.admission = self.admission
         self._clock = clock
-        self._names = iter(range(1, 1000))
+        self._names = itertools.count(1)
 
     async def begin(
         self, settings: TenantSettings, *, rows: int = 10, generation: bytes = b"", attempt: int = 1
@@ -194,6 +195,23 @@ async def test_without_the_store_each_has_its_share() -> None:
         state.down = False
         await until(lambda: _true(one.link.in_touch and two.link.in_touch))
         assert one.link.failures["report"] > 0
+
+
+async def test_what_ended_long_ago_is_not_kept_for_a_store_that_is_away() -> None:
+    async with replicas(1) as (state, clock, (one,)):
+        held = await one.begin(TWO)
+        state.down = True
+        await until(lambda: _true(not one.link.in_touch))
+        one.end(held)
+        for number in range(3000):
+            clock.now = number / 1000
+            one.end(await one.begin(TWO))
+        assert len(one.admission.collect()["a"].released) == 1000  # the newest
+        one.end(await one.begin(TWO))
+        clock.now += 11.0  # its place has expired by now
+        last = await one.begin(TWO, generation=b"last")
+        one.end(last)
+        assert [free.place for free in one.admission.collect()["a"].released] == [b"last".hex()]
 
 
 async def _true(value: bool) -> bool:
