@@ -169,7 +169,7 @@ class Gateway:
         return None if ids is None else dataclasses.replace(opening, prompt=(*ids, *opening.prompt), prefix=None)
 
     async def ask(self, opening: Open, principal: Principal, *, door: str = "grpc") -> Claim | None:
-        """Before ``open``: what several replicas limit together. Raises Overloaded."""
+        """Before ``open``: what several replicas limit together. Raises Overloaded, Cancelled."""
         try:
             return await self.admission.ask(
                 principal.tenant,

@@ -135,7 +135,8 @@ class Admission(abc.ABC):
     ) -> Claim | None:
         """Ask whoever keeps the limits of all replicas, before anything else is done for a generation.
 
-        None where there is nobody to ask; then ``reserve`` decides alone. Raises Overloaded.
+        None where there is nobody to ask; then ``reserve`` decides alone. Raises Overloaded, and Cancelled for an
+        attempt that is not newer than another one that is being asked for.
         """
         return None
 

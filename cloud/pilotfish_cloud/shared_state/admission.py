@@ -7,6 +7,7 @@ the store a replica goes on with its share of each limit: an N-th, by the number
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Final, Protocol
@@ -20,6 +21,7 @@ from pilotfish_core.admission import (
     TenantSettings,
     TokenBucket,
 )
+from pilotfish_core.errors import Cancelled
 
 MAX_RELEASED: Final = 1000  # places of a tenant that are told free; others expire by themselves
 
@@ -46,10 +48,10 @@ class Asking(Protocol):
 class _Place(Claim):
     """A place of one tenant. ``granted``: the store said so, or has been told of it since."""
 
-    __slots__ = ("granted", "held", "tenant")
+    __slots__ = ("attempt", "granted", "held", "tenant")
 
-    def __init__(self, tenant: str, held: Held, *, granted: bool) -> None:
-        self.tenant, self.held, self.granted = tenant, held, granted
+    def __init__(self, tenant: str, held: Held, attempt: int, *, granted: bool) -> None:
+        self.tenant, self.held, self.attempt, self.granted = tenant, held, attempt, granted
 
 
 @dataclasses.dataclass(slots=True)
@@ -59,6 +61,7 @@ class _Tenant:
     limits: Limits
     bucket: TokenBucket | None = None
     places: dict[str, _Place] = dataclasses.field(default_factory=dict)
+    asked: dict[str, int] = dataclasses.field(default_factory=dict)  # attempts that wait for an answer, by place
     released: dict[Held, float] = dataclasses.field(default_factory=dict)  # when
     charge: int = 0  # rows that were not reported
 
@@ -72,27 +75,36 @@ class SharedAdmission(MemoryAdmission):
         self._replica = replica
         self._clock = clock
         self._shared: dict[str, _Tenant] = {}
+        self._asks = itertools.count(1)
 
     async def ask(
         self, tenant: str, settings: TenantSettings, *, generation: bytes, attempt: int, rows: int
     ) -> Claim | None:
-        """See ``Admission.ask``. None for a tenant without limits of its own."""
+        """See ``Admission.ask``. None for a tenant without limits of its own.
+
+        Each ask is an owner of its own: what is given back for one that led to nothing was taken for that one.
+        """
         if settings.max_generations is None and settings.rows_per_s is None:
             return None
         known = self._known(tenant, settings)
-        held = Held(generation.hex(), f"{self._replica}/{attempt}", rows)
+        held = Held(generation.hex(), f"{self._replica}/{attempt}/{next(self._asks)}", rows)
         running = known.places.get(held.place)
-        if running is not None and running.held.owner == held.owner:
-            return None  # the same attempt once more, which the gateway refuses: nothing is taken, nothing given back
-        known.released = {free: at for free, at in known.released.items() if free[:2] != held[:2]}
+        if running is not None and running.attempt >= attempt:
+            return None  # which the gateway refuses: nothing is taken, nothing given back
+        if (other := known.asked.get(held.place)) is not None and other >= attempt:
+            raise Cancelled(f"attempt {attempt} is not newer than attempt {other}, which is about to begin")
         released, level = tuple(known.released), self._level(known)
+        known.asked[held.place] = attempt
         try:
             taken = await self._store.take(tenant, known.limits, held, level=level, released=released)
         except BaseException:  # the caller is gone, the store may have heard
             self._free(known, held)
             raise
+        finally:
+            if known.asked.get(held.place) == attempt:
+                del known.asked[held.place]
         if taken is None:
-            return _Place(tenant, held, granted=False)
+            return _Place(tenant, held, attempt, granted=False)
         for free in released:
             known.released.pop(free, None)
         if known.bucket is not None and taken.level is not None:
@@ -101,7 +113,7 @@ class SharedAdmission(MemoryAdmission):
             raise self.too_many(taken.places, settings)
         if taken.refused:
             raise self.too_fast(taken.wait_s, settings)
-        return _Place(tenant, held, granted=True)
+        return _Place(tenant, held, attempt, granted=True)
 
     def withdraw(self, claim: Claim | None) -> None:
         """See ``Admission.withdraw``. The place is free at once; its rows come back with the next report."""

@@ -43,7 +43,7 @@ class Limits:
 
 
 class Held(NamedTuple):
-    """A place as its owner holds it. ``owner`` names replica and attempt; ``rows`` are charged if it is not known."""
+    """A place as its owner holds it. ``owner``: replica, attempt and ask; ``rows`` are charged if it is not known."""
 
     place: str
     owner: str

@@ -2,7 +2,7 @@
 
 Keys, all under ``pilotfish:`` (TENANT percent-encoded)::
 
-    places:TENANT    sorted set, place -> until when     owners:TENANT   hash, place -> replica and attempt
+    places:TENANT    sorted set, place -> until when     owners:TENANT   hash, place -> replica, attempt, ask
     bucket:TENANT    hash, level and at                  usage:DAY       hash, TENANT:counter -> count
     revoked          set of key ids                      heard:SOURCE    number of a process' last report
     beats, replicas  sorted set and hash of replicas     repaired        values that were begun anew
