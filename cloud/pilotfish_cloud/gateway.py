@@ -38,7 +38,7 @@ from pilotfish_core.errors import (
 )
 from pilotfish_core.messages import Open
 from pilotfish_core.prompts import PromptStore
-from pilotfish_core.tickets import TicketLine, Tickets
+from pilotfish_core.tickets import TicketLine, Tickets, generation_digest
 from pilotfish_core.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Gateway:
             return await self.admission.ask(
                 principal.tenant,
                 principal.settings,
-                generation=opening.generation_id,
+                generation=generation_digest(principal.tenant, self.served_model_name, opening),
                 attempt=opening.attempt,
                 rows=len(opening.prompt) + len(opening.output),
             )

@@ -2,8 +2,8 @@
 
 Two calls reach it: ``take`` for a place before a generation begins, and ``report``, in the background, for everything
 else in one go. A *place* is a generation's lease: its replica renews it with each report, and when the replica is gone
-it expires. The place goes by the generation's name, so a generation that resumes on another replica takes its own place
-over instead of a second one.
+it expires. The place goes by the generation's name, a digest of its id, prompt and parameters, so a generation that
+resumes on another replica takes its own place over instead of a second one, and no other one does.
 """
 
 from __future__ import annotations
