@@ -76,6 +76,7 @@ class SharedAdmission(MemoryAdmission):
         self._clock = clock
         self._shared: dict[str, _Tenant] = {}
         self._asks = itertools.count(1)
+        self._share = 1  # of each bucket's rate this replica has one part in so many
 
     async def ask(
         self, tenant: str, settings: TenantSettings, *, generation: bytes, attempt: int, rows: int
@@ -201,12 +202,12 @@ class SharedAdmission(MemoryAdmission):
 
     def _check_alone(self, known: _Tenant, tenant: str, settings: TenantSettings, rows: int, now: float) -> None:
         """Raises Overloaded for more than this replica's share."""
-        share = self._store.replicas
         mine = self.generations_of(tenant)
-        if settings.max_generations is not None and mine >= math.ceil(settings.max_generations / share):
+        places = settings.max_generations
+        if places is not None and mine >= math.ceil(places / self._store.replicas):
             raise self.too_many(mine, settings)
         if known.bucket is not None and (wait := known.bucket.wait(rows, now)) > 0:
-            raise self.too_fast(wait * share, settings)
+            raise self.too_fast(wait, settings)
 
     def lose(self) -> None:
         """The store is out of reach: buckets fill by this replica's share from here on."""
@@ -217,6 +218,7 @@ class SharedAdmission(MemoryAdmission):
         self._refill(1)
 
     def _refill(self, share: int) -> None:
+        self._share = share
         for known in self._shared.values():
             if known.bucket is not None and known.limits.rows_per_s is not None:
                 known.bucket.resize(known.limits.rows_per_s / share, known.limits.capacity, self._clock())
@@ -232,9 +234,10 @@ class SharedAdmission(MemoryAdmission):
         if settings.rows_per_s is None:
             known.bucket = None
         elif known.bucket is None:
-            known.bucket = TokenBucket(settings.rows_per_s, capacity, self._clock())
+            known.bucket = TokenBucket(settings.rows_per_s / self._share, capacity, self._clock())
+            known.bucket.take(capacity - capacity / self._share, self._clock())
         elif known.limits != limits:
-            known.bucket.resize(settings.rows_per_s, capacity, self._clock())
+            known.bucket.resize(settings.rows_per_s / self._share, capacity, self._clock())
         known.limits = limits
         return known
 

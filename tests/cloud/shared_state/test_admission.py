@@ -248,6 +248,28 @@ async def test_without_the_store_each_has_its_share() -> None:
         assert one.link.failures["report"] > 0
 
 
+async def test_a_tenant_that_is_first_seen_without_the_store_has_a_share() -> None:
+    settings = TenantSettings(rows_per_s=30.0, burst_s=1.0)
+    async with replicas() as (state, clock, (one, two, _)):
+        state.down = True
+        await until(lambda: _true(not one.link.in_touch))
+        await one.begin(settings, rows=10)
+        with pytest.raises(Overloaded) as caught:
+            await one.begin(settings, rows=20)
+        assert caught.value.retry_after_s == pytest.approx(2.0)  # at a third of the rate
+        clock.now = 1.0
+        await one.begin(settings, rows=10)
+        faster = TenantSettings(rows_per_s=60.0, burst_s=1.0)
+        with pytest.raises(Overloaded) as caught:
+            await one.begin(faster, rows=20)
+        assert caught.value.retry_after_s == pytest.approx(1.0)
+        state.down = False
+        await until(lambda: _true(one.link.in_touch and two.link.in_touch))
+        clock.now = 2.0  # what there is fills by the whole rate again
+        await one.reported()
+        await one.begin(faster, rows=50)
+
+
 async def test_what_ended_long_ago_is_not_kept_for_a_store_that_is_away() -> None:
     async with replicas(1) as (state, clock, (one,)):
         held = await one.begin(TWO)
