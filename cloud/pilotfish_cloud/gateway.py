@@ -38,7 +38,7 @@ from pilotfish_core.errors import (
 )
 from pilotfish_core.messages import Open
 from pilotfish_core.prompts import PromptStore
-from pilotfish_core.tickets import TicketLine, Tickets
+from pilotfish_core.tickets import TicketLine, Tickets, generation_digest
 from pilotfish_core.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -169,12 +169,12 @@ class Gateway:
         return None if ids is None else dataclasses.replace(opening, prompt=(*ids, *opening.prompt), prefix=None)
 
     async def ask(self, opening: Open, principal: Principal, *, door: str = "grpc") -> Claim | None:
-        """Before ``open``: what several replicas limit together. Raises Overloaded."""
+        """Before ``open``: what several replicas limit together. Raises Overloaded, Cancelled."""
         try:
             return await self.admission.ask(
                 principal.tenant,
                 principal.settings,
-                generation=opening.generation_id,
+                generation=generation_digest(principal.tenant, self.served_model_name, opening),
                 attempt=opening.attempt,
                 rows=len(opening.prompt) + len(opening.output),
             )

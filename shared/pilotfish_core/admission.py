@@ -133,9 +133,11 @@ class Admission(abc.ABC):
     async def ask(
         self, tenant: str, settings: TenantSettings, *, generation: bytes, attempt: int, rows: int
     ) -> Claim | None:
-        """Ask whoever keeps the limits of all replicas, before anything else is done for a generation.
+        """Ask whoever keeps the limits of all replicas, before anything else is done for a generation. ``generation``:
+        a name that only its own later attempts have, since these go on in its place.
 
-        None where there is nobody to ask; then ``reserve`` decides alone. Raises Overloaded.
+        None where there is nobody to ask; then ``reserve`` decides alone. Raises Overloaded, and Cancelled for an
+        attempt that is not newer than another one that is being asked for.
         """
         return None
 

@@ -60,7 +60,7 @@ class Tickets:
 
     def line(self, tenant: str, model: str, opening: Open) -> TicketLine:
         """Tickets of a stream that begins with ``opening``."""
-        return TicketLine(self._key, _head(tenant, model, opening), opening.output, self._every)
+        return TicketLine(self._key, generation_digest(tenant, model, opening), opening.output, self._every)
 
     def check(self, tenant: str, model: str, opening: Open) -> None:
         """Raises ResumeRefused when the output of ``opening`` is not what its ticket proves."""
@@ -75,8 +75,10 @@ class Tickets:
             )
 
 
-def _head(tenant: str, model: str, opening: Open) -> bytes:
-    """Digest of what does not change; length-prefixed, so that no two generations have the same."""
+def generation_digest(tenant: str, model: str, opening: Open) -> bytes:
+    """32 bytes of what does not change while a generation goes on, from attempt to attempt and from replica to replica:
+    id, prompt and parameters. Length-prefixed, so that no two generations have the same.
+    """
     params = json.dumps(dataclasses.asdict(opening.params), sort_keys=True, separators=(",", ":"))
     parts = (
         b"pilotfish ticket 1",

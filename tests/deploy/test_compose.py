@@ -59,19 +59,27 @@ def test_the_verifiers_know_their_configuration() -> None:
     for name in VERIFIERS:
         environment = SERVICES[name]["environment"]
         assert environment.keys() <= VARIABLES
-        config = configuration(FOLDER / "pilotfish.toml", PILOTFISH_MODEL="/models/target")
+        config = configuration(FOLDER / "config" / "pilotfish.toml", PILOTFISH_MODEL="/models/target")
         assert seconds(SERVICES[name]["stop_grace_period"]) >= config.shutdown_timeout_s + 10
-        targets = {target for _, target in mounts(name)}
+        sources = {target: source for source, target in mounts(name)}
         for path in (config.secret_file, config.keys_file, config.tenants_file, config.redis_password_file):
             assert path is not None
-            assert f"/etc/pilotfish/{path.name}" in targets
-        assert environment["PILOTFISH_CONFIG"] in targets
+            inside = Path(os.path.relpath(path, FOLDER)).parent
+            assert sources[f"/etc/pilotfish/{inside}"] == f"./{inside}"
+        assert sources[str(Path(environment["PILOTFISH_CONFIG"]).parent)] == "./config"
         assert config.redis_url == "redis://redis:6379/0"
         names.add(environment["PILOTFISH_REPLICA_NAME"])
         journals.add(environment["PILOTFISH_USAGE_JOURNAL"])
         assert environment["PILOTFISH_USAGE_JOURNAL"].startswith("/var/lib/pilotfish/")
-        assert "/var/lib/pilotfish" in targets
+        assert "/var/lib/pilotfish" in sources
     assert len(names) == len(journals) == 2
+
+
+def test_what_is_read_again_is_mounted_by_its_folder() -> None:
+    """Files are replaced by renaming another one to their name; a mount of a single file stays with the old one."""
+    for name in (*VERIFIERS, "nginx"):
+        files = {source for source, _ in mounts(name) if Path(source).suffix}
+        assert files <= {"../nginx/pilotfish.conf"}
 
 
 def test_others_name_the_verifiers() -> None:
@@ -101,17 +109,19 @@ def test_preparation_makes_what_a_verifier_takes(tmp_path: Path) -> None:
             ["sh", str(folder / "prepare.sh")], env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
-        made = {path.name: path.read_bytes() for path in (folder / "secrets").iterdir()}
-    assert made.keys() == {"secret", "redis-password", "server.key", "server.pem", "keys.json"}
-    assert len(json.loads(made["keys.json"])["keys"]) == 1
-    assert all(path.stat().st_mode & 0o77 == 0 for path in (folder / "secrets").iterdir())
+        found = [path for path in (folder / "secrets").rglob("*") if path.is_file()]
+        made = {str(path.relative_to(folder / "secrets")): path.read_bytes() for path in found}
+    verifiers = {"verifier/secret", "verifier/redis-password", "verifier/keys.json"}
+    assert made.keys() == verifiers | {"nginx/server.key", "nginx/server.pem"}
+    assert len(json.loads(made["verifier/keys.json"])["keys"]) == 1
+    assert all(path.stat().st_mode & 0o77 == 0 for path in (folder / "secrets").rglob("*"))
     assert (folder / ".env").read_text() == f"PILOTFISH_USER={os.getuid()}:{os.getgid()}\n"
     container = tmp_path / "etc"  # as compose mounts it
-    shutil.copytree(folder / "secrets", container)
-    for name in ("pilotfish.toml", "tenants.toml"):
-        shutil.copy(folder / name, container)
+    config = container / "config" / "pilotfish.toml"
+    shutil.copytree(folder / "secrets" / "verifier", container / "secrets" / "verifier")
+    shutil.copytree(folder / "config", container / "config")
     checked = subprocess.run(
-        [str(commands / "pilotfish-cloud"), "check", "--config", str(container / "pilotfish.toml"), "--json"],
+        [str(commands / "pilotfish-cloud"), "check", "--config", str(config), "--json"],
         env=environment
         | {
             "PILOTFISH_MODEL": str(ROOT / "reference" / "target"),

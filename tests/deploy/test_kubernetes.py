@@ -11,7 +11,9 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+from redis import Redis
 
+from tests.cloud.shared_state.redis_server import free_port
 from tests.deploy.files import DEPLOY, VARIABLES, configuration, documents
 from tests.e2e.certificates import issue
 
@@ -105,6 +107,16 @@ def test_the_verifier_knows_its_configuration() -> None:
     assert config.redis_url == f"redis://redis:{redis}/0"
 
 
+def test_no_service_is_taken_for_an_option() -> None:
+    """The kubelet tells a pod of each Service as NAME_PORT and so on: of ours as PILOTFISH_PORT=tcp://..."""
+    assert "PILOTFISH_PORT" in VARIABLES
+    assert one("Service", "pilotfish")
+    pods = [item["spec"]["template"]["spec"] for item in OBJECTS if "template" in item.get("spec", {})]
+    assert len(pods) == 3
+    for pod in pods:
+        assert pod["enableServiceLinks"] is False
+
+
 def test_there_is_time_to_drain() -> None:
     before = float(CONTAINER["lifecycle"]["preStop"]["exec"]["command"][1])
     drain = configuration(FOLDER / "pilotfish.toml").shutdown_timeout_s
@@ -141,6 +153,32 @@ def test_nginx_is_as_the_one_that_is_tested() -> None:
         return [line for line in lines if line and not re.match(r"\s*(server verifier-|resolver|zone )", line)]
 
     assert rest(FOLDER / "pilotfish.conf") == rest(DEPLOY / "nginx" / "pilotfish.conf")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["", "\n", "\r\n"])
+def test_redis_has_the_password_that_verifiers_read(tmp_path: Path, end: str) -> None:
+    """A Secret keeps the end of its file's line; the commands run as they are, but for folder and port."""
+    (container,) = one("StatefulSet", "redis")["spec"]["template"]["spec"]["containers"]
+    port = free_port()
+    script = container["args"][0].replace("/data", str(tmp_path)) + f" --bind 127.0.0.1 --port {port}"
+    environment = os.environ | {"REDIS_PASSWORD": f"open sesame{end}"}
+    probe = container["readinessProbe"]["exec"]["command"]
+    assert probe[:2] == container["command"] == ["sh", "-c"]
+    server = subprocess.Popen(["sh", "-c", script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        assert server.stdout is not None
+        until = (line for line in server.stdout if b"Ready to accept connections" in line)
+        assert next(until, None) is not None
+        asked = probe[2].replace("redis-cli", f"redis-cli -p {port}")
+        assert subprocess.run(["sh", "-c", asked], env=environment, check=False).returncode == 0
+        wrong = environment | {"REDIS_PASSWORD": "another"}
+        assert subprocess.run(["sh", "-c", asked], env=wrong, check=False, stderr=subprocess.DEVNULL).returncode != 0
+        with Redis(port=port, password="open sesame") as client:
+            assert client.ping()
+    finally:
+        server.kill()
+        server.communicate()
 
 
 @pytest.mark.slow

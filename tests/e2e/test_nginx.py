@@ -40,6 +40,7 @@ class Deployment:
         self.folder = folder
         self.port, self.https_port = free_port(), free_port()
         self.replicas: list[tuple[subprocess.Popen[str], dict[str, Any]]] = []
+        self.changes: dict[str, str] = {}  # of the shipped file
         self.authority = issue(folder, "authority")
         issue(folder, "server", self.authority)
         secret = folder / "secret"
@@ -73,6 +74,9 @@ class Deployment:
         text = text.replace("listen 50051", f"listen 127.0.0.1:{self.port}")
         text = text.replace("listen 8443", f"listen 127.0.0.1:{self.https_port}")
         text = text.replace("/etc/pilotfish/", f"{self.folder}/")
+        for shipped, changed in self.changes.items():
+            assert shipped in text
+            text = text.replace(shipped, changed)
         (self.folder / "pilotfish.conf").write_text(text)
         temporary = "".join(
             f"{kind}_temp_path {self.folder}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -177,6 +181,33 @@ async def test_nobody_is_sent_to_one_that_drains(tmp_path: Path) -> None:
                 assert answer.status_code == 200
         assert leaving.poll() is None  # all the while it has the first one's to go on with
         running.cancel()
+
+
+async def test_what_takes_long_is_computed_once(tmp_path: Path) -> None:
+    """An answer that is not streamed says nothing for long; the times are shorter here, in the same order."""
+    asked = 0
+
+    async def compute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        await reader.readuntil(b"\r\n\r\n")
+        asked += 1
+        await reader.read()  # until nobody listens any more
+        writer.close()
+
+    deployment = Deployment(tmp_path)
+    deployment.changes = {"proxy_next_upstream_timeout 10s": "proxy_next_upstream_timeout 1s"}
+    deployment.changes |= {"proxy_read_timeout 1h": "proxy_read_timeout 2s"}
+    async with contextlib.AsyncExitStack() as stack:
+        for _ in range(2):
+            server = await asyncio.start_server(compute, "127.0.0.1", 0)
+            stack.callback(server.close)
+            where = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            process: Any = None  # there is none
+            deployment.replicas.append((process, {"address": f"grpc://{where}", "http": f"http://{where}"}))
+        stack.enter_context(nginx(deployment))
+        http = await stack.enter_async_context(httpx.AsyncClient(verify=_trusting(deployment), timeout=PATIENCE_S))
+        answer = await http.post(f"https://127.0.0.1:{deployment.https_port}/v1/completions", json={"prompt": "x"})
+    assert (answer.status_code, asked) == (504, 1)
 
 
 def _trusting(deployment: Deployment) -> Any:

@@ -50,10 +50,10 @@ async def replicas(redis: RedisServer, folder: Path, **options: Any) -> AsyncIte
 
 
 @contextlib.asynccontextmanager
-async def held(verifier: Verifier, key: str) -> AsyncIterator[None]:
+async def held(verifier: Verifier, key: str, **changes: Any) -> AsyncIterator[None]:
     """A generation whose device acknowledges nothing: it is there until its call is cancelled."""
     began = asyncio.Event()
-    frames = [opening(verifier, max_tokens=400)]
+    frames = [opening(verifier, max_tokens=400, **changes)]
     calling = asyncio.create_task(call(verifier, frames, stay=asyncio.Event(), began=began, metadata=shown(key)))
     await began.wait()
     try:
@@ -91,7 +91,11 @@ async def test_one_generation_on_two_replicas(redis: RedisServer, tmp_path: Path
         async with held(one, key):
             code, details = await outcome(two, key)
             assert (code, "1 generations of this key's owner" in details) == ("RESOURCE_EXHAUSTED", True)
-            assert await outcome(two, key, name=1, attempt=2) == ("OK", "")  # the same one: its place goes with it
+            for other in ({"prompt": (5, 6, 7, 9)}, {"max_tokens": 401}):  # under its id, and none of it
+                changes = {"name": 1, "attempt": 2, "max_tokens": 400} | other
+                assert (await outcome(two, key, **changes))[0] == "RESOURCE_EXHAUSTED"
+            async with asyncio.timeout(60), held(two, key, attempt=2):  # the same one: its place goes with it
+                assert (await outcome(two, key))[0] == "RESOURCE_EXHAUSTED"
 
         async def free() -> bool:
             return (await outcome(one, key))[0] == "OK"

@@ -7,11 +7,12 @@ the store a replica goes on with its share of each limit: an N-th, by the number
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Final, Protocol
 
-from pilotfish_cloud.shared_state.interface import Held, Limits, Taken, TenantReport
+from pilotfish_cloud.shared_state.interface import LEASE_S, Held, Limits, Taken, TenantReport
 from pilotfish_core.admission import (
     Claim,
     MemoryAdmission,
@@ -20,6 +21,9 @@ from pilotfish_core.admission import (
     TenantSettings,
     TokenBucket,
 )
+from pilotfish_core.errors import Cancelled
+
+MAX_RELEASED: Final = 1000  # places of a tenant that are told free; others expire by themselves
 
 
 class Asking(Protocol):
@@ -44,10 +48,10 @@ class Asking(Protocol):
 class _Place(Claim):
     """A place of one tenant. ``granted``: the store said so, or has been told of it since."""
 
-    __slots__ = ("granted", "held", "tenant")
+    __slots__ = ("attempt", "granted", "held", "tenant")
 
-    def __init__(self, tenant: str, held: Held, *, granted: bool) -> None:
-        self.tenant, self.held, self.granted = tenant, held, granted
+    def __init__(self, tenant: str, held: Held, attempt: int, *, granted: bool) -> None:
+        self.tenant, self.held, self.attempt, self.granted = tenant, held, attempt, granted
 
 
 @dataclasses.dataclass(slots=True)
@@ -57,7 +61,8 @@ class _Tenant:
     limits: Limits
     bucket: TokenBucket | None = None
     places: dict[str, _Place] = dataclasses.field(default_factory=dict)
-    released: list[Held] = dataclasses.field(default_factory=list)
+    asked: dict[str, int] = dataclasses.field(default_factory=dict)  # attempts that wait for an answer, by place
+    released: dict[Held, float] = dataclasses.field(default_factory=dict)  # when
     charge: int = 0  # rows that were not reported
 
 
@@ -70,35 +75,46 @@ class SharedAdmission(MemoryAdmission):
         self._replica = replica
         self._clock = clock
         self._shared: dict[str, _Tenant] = {}
+        self._asks = itertools.count(1)
+        self._share = 1  # of each bucket's rate this replica has one part in so many
 
     async def ask(
         self, tenant: str, settings: TenantSettings, *, generation: bytes, attempt: int, rows: int
     ) -> Claim | None:
-        """See ``Admission.ask``. None for a tenant without limits of its own."""
+        """See ``Admission.ask``. None for a tenant without limits of its own.
+
+        Each ask is an owner of its own: what is given back for one that led to nothing was taken for that one.
+        """
         if settings.max_generations is None and settings.rows_per_s is None:
             return None
         known = self._known(tenant, settings)
-        held = Held(generation.hex(), f"{self._replica}/{attempt}", rows)
+        held = Held(generation.hex(), f"{self._replica}/{attempt}/{next(self._asks)}", rows)
         running = known.places.get(held.place)
-        if running is not None and running.held.owner == held.owner:
-            return None  # the same attempt once more, which the gateway refuses: nothing is taken, nothing given back
-        known.released = [free for free in known.released if free[:2] != held[:2]]
+        if running is not None and running.attempt >= attempt:
+            return None  # which the gateway refuses: nothing is taken, nothing given back
+        if (other := known.asked.get(held.place)) is not None and other >= attempt:
+            raise Cancelled(f"attempt {attempt} is not newer than attempt {other}, which is about to begin")
         released, level = tuple(known.released), self._level(known)
+        known.asked[held.place] = attempt
         try:
             taken = await self._store.take(tenant, known.limits, held, level=level, released=released)
         except BaseException:  # the caller is gone, the store may have heard
             self._free(known, held)
             raise
+        finally:
+            if known.asked.get(held.place) == attempt:
+                del known.asked[held.place]
         if taken is None:
-            return _Place(tenant, held, granted=False)
-        known.released = [free for free in known.released if free not in released]
+            return _Place(tenant, held, attempt, granted=False)
+        for free in released:
+            known.released.pop(free, None)
         if known.bucket is not None and taken.level is not None:
             self._follow(known.bucket, taken.level - _untold(known))
         if taken.refused == "places":
             raise self.too_many(taken.places, settings)
         if taken.refused:
             raise self.too_fast(taken.wait_s, settings)
-        return _Place(tenant, held, granted=True)
+        return _Place(tenant, held, attempt, granted=True)
 
     def withdraw(self, claim: Claim | None) -> None:
         """See ``Admission.withdraw``. The place is free at once; its rows come back with the next report."""
@@ -170,7 +186,7 @@ class SharedAdmission(MemoryAdmission):
                 released=tuple(known.released),
             )
             known.charge = 0
-            known.released = []
+            known.released = {}
             for place in known.places.values():
                 place.granted, place.held = True, place.held._replace(rows=0)
         return found
@@ -186,12 +202,12 @@ class SharedAdmission(MemoryAdmission):
 
     def _check_alone(self, known: _Tenant, tenant: str, settings: TenantSettings, rows: int, now: float) -> None:
         """Raises Overloaded for more than this replica's share."""
-        share = self._store.replicas
         mine = self.generations_of(tenant)
-        if settings.max_generations is not None and mine >= math.ceil(settings.max_generations / share):
+        places = settings.max_generations
+        if places is not None and mine >= math.ceil(places / self._store.replicas):
             raise self.too_many(mine, settings)
         if known.bucket is not None and (wait := known.bucket.wait(rows, now)) > 0:
-            raise self.too_fast(wait * share, settings)
+            raise self.too_fast(wait, settings)
 
     def lose(self) -> None:
         """The store is out of reach: buckets fill by this replica's share from here on."""
@@ -202,6 +218,7 @@ class SharedAdmission(MemoryAdmission):
         self._refill(1)
 
     def _refill(self, share: int) -> None:
+        self._share = share
         for known in self._shared.values():
             if known.bucket is not None and known.limits.rows_per_s is not None:
                 known.bucket.resize(known.limits.rows_per_s / share, known.limits.capacity, self._clock())
@@ -217,9 +234,10 @@ class SharedAdmission(MemoryAdmission):
         if settings.rows_per_s is None:
             known.bucket = None
         elif known.bucket is None:
-            known.bucket = TokenBucket(settings.rows_per_s, capacity, self._clock())
+            known.bucket = TokenBucket(settings.rows_per_s / self._share, capacity, self._clock())
+            known.bucket.take(capacity - capacity / self._share, self._clock())
         elif known.limits != limits:
-            known.bucket.resize(settings.rows_per_s, capacity, self._clock())
+            known.bucket.resize(settings.rows_per_s / self._share, capacity, self._clock())
         known.limits = limits
         return known
 
@@ -232,7 +250,12 @@ class SharedAdmission(MemoryAdmission):
         bucket.take(bucket.level(now) - level, now)
 
     def _free(self, known: _Tenant, held: Held) -> None:
-        known.released.append(held)
+        """To be told; while nobody hears, no longer than the store would keep the place anyhow."""
+        now, released = self._clock(), known.released
+        released.pop(held, None)
+        released[held] = now
+        while len(released) > MAX_RELEASED or released[next(iter(released))] < now - LEASE_S:
+            del released[next(iter(released))]
         self._store.wake()
 
 

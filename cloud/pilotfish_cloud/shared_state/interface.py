@@ -2,8 +2,8 @@
 
 Two calls reach it: ``take`` for a place before a generation begins, and ``report``, in the background, for everything
 else in one go. A *place* is a generation's lease: its replica renews it with each report, and when the replica is gone
-it expires. The place goes by the generation's name, so a generation that resumes on another replica takes its own place
-over instead of a second one.
+it expires. The place goes by the generation's name, a digest of its id, prompt and parameters, so a generation that
+resumes on another replica takes its own place over instead of a second one, and no other one does.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Limits:
 
 
 class Held(NamedTuple):
-    """A place as its owner holds it. ``owner`` names replica and attempt; ``rows`` are charged if it is not known."""
+    """A place as its owner holds it. ``owner``: replica, attempt and ask; ``rows`` are charged if it is not known."""
 
     place: str
     owner: str

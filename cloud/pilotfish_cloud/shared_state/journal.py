@@ -3,11 +3,14 @@
 Lines of JSON, each written with one call before the tokens it counts leave the process; a killed process loses none of
 them, since what the system has been given to write stays (a machine that loses its power may lose some). A line is the
 name of a process (``source``), a count, or the number of the report that takes all counts since the last one along.
+
+A file that can no longer be written is emptied: its counts are told from memory, and nothing could say so in it.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import logging
 import os
@@ -26,6 +29,7 @@ _log = logging.getLogger(__name__)
 
 Usage = dict[UsageKey, int]
 LAST: Final = 2**40  # number of the report of what a killed process had not reported: after all of its own
+MAX_APPENDED: Final = 2**20  # bytes, after which counts are added up in a new file
 
 
 class UsageJournal:
@@ -40,6 +44,7 @@ class UsageJournal:
         self._path = path
         self._source = source
         self._since: collections.Counter[UsageKey] = collections.Counter()  # the last report
+        self._appended = 0  # bytes, since it was last rewritten
         try:
             self._file: int | None = _opened(path)
             self._unheard = _read(path)
@@ -53,7 +58,10 @@ class UsageJournal:
     def count(self, usage: Mapping[UsageKey, int]) -> None:
         """Before what it counts is sent to anybody."""
         self._since.update(usage)
-        self._write([_counted(usage)])
+        if self._appended < MAX_APPENDED:
+            self._write([_counted(usage)])
+        else:
+            self._try(self._rewrite)
 
     def reported(self, number: int) -> None:
         """All that was counted since the last time goes with this report."""
@@ -76,16 +84,21 @@ class UsageJournal:
     def _write(self, lines: Iterable[dict[str, object]]) -> None:
         def write() -> None:
             if self._file is not None:
-                _append(self._file, lines)
+                self._appended += _append(self._file, lines)
 
         self._try(write)
 
     def _try(self, work: Callable[[], None]) -> None:
-        """A full disk must not end generations: it costs what a journal is there for, and the log says so."""
+        """A full disk must not end generations: it costs what a journal is there for, and the log says so. What stands
+        in the file is told from memory, and the next process must not tell it again.
+        """
         try:
             work()
         except OSError as error:
             _log.error("--usage-journal %s: %s; usage is kept in memory only from now on", self._path, error.strerror)
+            if self._file is not None:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._file, 0)
             self.close()
 
     def _rewrite(self) -> None:
@@ -109,6 +122,7 @@ class UsageJournal:
             raise
         os.close(self._file)
         self._file = file
+        self._appended = 0
 
 
 def _opened(path: Path) -> int:
@@ -132,10 +146,13 @@ def _lock(file: int) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _append(file: int, lines: Iterable[dict[str, object]]) -> None:
+def _append(file: int, lines: Iterable[dict[str, object]]) -> int:
+    """Returns bytes."""
     data = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines).encode()
+    length = len(data)
     while data:
         data = data[os.write(file, data) :]
+    return length
 
 
 def _counted(usage: Mapping[UsageKey, int]) -> dict[str, object]:

@@ -2,7 +2,7 @@
 
 Keys, all under ``pilotfish:`` (TENANT percent-encoded)::
 
-    places:TENANT    sorted set, place -> until when     owners:TENANT   hash, place -> replica and attempt
+    places:TENANT    sorted set, place -> until when     owners:TENANT   hash, place -> replica, attempt, ask
     bucket:TENANT    hash, level and at                  usage:DAY       hash, TENANT:counter -> count
     revoked          set of key ids                      heard:SOURCE    number of a process' last report
     beats, replicas  sorted set and hash of replicas     repaired        values that were begun anew
@@ -43,7 +43,8 @@ from pilotfish_core.errors import InvalidParameter
 
 PREFIX: Final = "pilotfish:"
 REVOKED: Final = f"{PREFIX}revoked"
-MAX_CONNECTIONS: Final = 16
+MAX_TAKES: Final = 16  # at a time; the others wait for their turn within their timeout
+OTHERS: Final = 4  # connections for what is not a take, so that a report never waits for one
 MAX_WAIT_S: Final = 3600.0  # that an answer may ask for
 
 
@@ -63,13 +64,14 @@ class RedisState(SharedState):
         take_timeout_s: float = 0.05,
     ) -> None:
         self.where = where_of(url)
+        self._turns = asyncio.Semaphore(MAX_TAKES)
         options: dict[str, Any] = {} if password is None else {"password": password}
         if ca is not None:
             options["ssl_ca_certs"] = str(ca)
         try:
             self._redis = redis.asyncio.Redis.from_url(
                 url,
-                max_connections=MAX_CONNECTIONS,
+                max_connections=MAX_TAKES + OTHERS,
                 socket_connect_timeout=timeout_s,
                 socket_timeout=timeout_s,
                 retry=Retry(NoBackoff(), 0),  # who calls decides
@@ -100,7 +102,7 @@ class RedisState(SharedState):
             "released": [free._asdict() for free in released],
             "lease_s": lease_s,
         } | _known("level", level)
-        async with self._trouble(self._take_timeout_s):
+        async with self._trouble(self._take_timeout_s), self._turns:
             answer = await self._take(keys=_keys(tenant), args=[json.dumps(message)])
         found = object_of(answer)
         refused = found.get("refused")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -14,12 +15,13 @@ from pilotfish_cloud.shared_state.interface import Held, Limits, Report, StateTr
 from pilotfish_cloud.shared_state.link import StateLink
 from pilotfish_cloud.shared_state.memory import MemoryState
 from pilotfish_core.admission import Admission, Reservation, ServerLimits, TenantSettings
-from pilotfish_core.errors import LocalError, Overloaded
+from pilotfish_core.errors import Cancelled, LocalError, Overloaded
 from tests.cloud.shared_state.contract import until
 from tests.core.admission_contract import AdmissionContract
 
 LINE = {"model": "m", "fingerprint": "pf-a", "generations": 0, "draining": False}
 TWO = TenantSettings(max_generations=2)
+ONE_SLOW = TenantSettings(max_generations=1, rows_per_s=0.001, burst_s=100_000.0)  # 100 rows
 
 
 class Clock:
@@ -49,14 +51,18 @@ class TestSharedAdmissionAlone(AdmissionContract):
 
 
 class FlakyState(MemoryState):
-    """Fails as long as it is ``down``; ``lossy``: hears, and then fails."""
+    """Fails as long as it is ``down``; ``lossy``: hears, and then fails; ``gate``: takes are not answered before."""
 
     down = lossy = False
+    gate: asyncio.Event | None = None
 
     async def take(self, *arguments: Any, **options: Any) -> Taken:
         if self.down:
             raise StateTroubleError("down")
-        return await super().take(*arguments, **options)
+        taken = await super().take(*arguments, **options)
+        if self.gate is not None:
+            await self.gate.wait()
+        return taken
 
     async def report(self, report: Report) -> View:
         if self.down:
@@ -73,7 +79,7 @@ class Replica:
         self.admission = SharedAdmission(ServerLimits(), self.link, replica=name, clock=clock)
         self.link.admission = self.admission
         self._clock = clock
-        self._names = iter(range(1, 1000))
+        self._names = itertools.count(1)
 
     async def begin(
         self, settings: TenantSettings, *, rows: int = 10, generation: bytes = b"", attempt: int = 1
@@ -110,6 +116,13 @@ async def replicas(count: int = 3) -> AsyncIterator[tuple[FlakyState, Clock, lis
             await replica.link.close()
 
 
+async def seen(state: MemoryState) -> tuple[str, Any]:
+    """Of a tenant with the limits ONE_SLOW: whether another generation is refused, and the bucket's level."""
+    limits = Limits(max_generations=1, rows_per_s=0.001, capacity=100)
+    taken = await state.take("a", limits, Held("x", "r9/1", 0))
+    return taken.refused, taken.level
+
+
 async def test_places_of_all_replicas() -> None:
     async with replicas() as (_, _, (one, two, three)):
         first = await one.begin(TWO)
@@ -137,16 +150,55 @@ async def test_a_generation_that_moves_keeps_its_place() -> None:
 
 
 async def test_an_attempt_that_comes_twice_gives_nothing_back() -> None:
-    settings = TenantSettings(max_generations=1, rows_per_s=0.001, burst_s=100_000.0)  # 100 rows
     async with replicas() as (state, _, (one, _, _)):
-        await one.begin(settings, rows=60, generation=b"g")
+        await one.begin(ONE_SLOW, rows=60, generation=b"g")
         for _ in range(3):
-            one.admission.withdraw(await one.admission.ask("a", settings, generation=b"g", attempt=1, rows=60))
+            one.admission.withdraw(await one.admission.ask("a", ONE_SLOW, generation=b"g", attempt=1, rows=60))
         await one.reported()
-        limits = Limits(max_generations=1, rows_per_s=0.001, capacity=100)
-        taken = await state.take("a", limits, Held("x", "r9/1", 0))
-        assert taken.refused == "places"
-        assert taken.level == pytest.approx(40.0, abs=0.5)
+        assert await seen(state) == ("places", pytest.approx(40.0, abs=0.5))
+
+
+async def test_calls_at_the_same_time_begin_once_and_are_charged_once() -> None:
+    async with replicas(1) as (state, clock, (one,)):
+        state.gate = asyncio.Event()
+        begun: list[int] = []
+
+        async def call(attempt: int) -> None:
+            """As the gateway does: what is not newer than what runs is not begun."""
+            claim = await one.admission.ask("a", ONE_SLOW, generation=b"g", attempt=attempt, rows=60)
+            if attempt <= max(begun, default=0):
+                one.admission.withdraw(claim)
+                raise Cancelled("not newer")
+            one.admission.reserve("a", ONE_SLOW, rows=60, output=5, now=clock(), claim=claim)
+            begun.append(attempt)
+
+        calls = [asyncio.create_task(call(1)) for _ in range(5)]
+        await until(lambda: _true(sum(task.done() for task in calls) == 4))  # nobody waits with the first one
+        state.gate.set()
+        said = await asyncio.gather(*calls, return_exceptions=True)
+        assert [type(error) for error in said] == [type(None)] + [Cancelled] * 4
+        await one.reported()
+        assert await seen(state) == ("places", pytest.approx(40.0, abs=0.5))
+
+
+async def test_an_older_attempt_at_the_same_time_is_given_back() -> None:
+    async with replicas(1) as (state, clock, (one,)):
+        older, newer = [
+            await one.admission.ask("a", ONE_SLOW, generation=b"g", attempt=attempt, rows=60) for attempt in (1, 2)
+        ]
+        one.admission.reserve("a", ONE_SLOW, rows=60, output=5, now=clock(), claim=newer)
+        one.admission.withdraw(older)
+        await one.reported()
+        assert await seen(state) == ("places", pytest.approx(40.0, abs=0.5))
+
+
+async def test_an_attempt_that_was_refused_is_charged_when_it_begins() -> None:
+    async with replicas(1) as (state, _, (one,)):
+        for _ in range(3):  # something else is wrong with it, as the gateway finds
+            one.admission.withdraw(await one.admission.ask("a", ONE_SLOW, generation=b"g", attempt=1, rows=20))
+        await one.begin(ONE_SLOW, rows=20, generation=b"g")
+        await one.reported()
+        assert await seen(state) == ("places", pytest.approx(80.0, abs=0.5))
 
 
 async def test_what_is_refused_here_is_free_elsewhere() -> None:
@@ -194,6 +246,45 @@ async def test_without_the_store_each_has_its_share() -> None:
         state.down = False
         await until(lambda: _true(one.link.in_touch and two.link.in_touch))
         assert one.link.failures["report"] > 0
+
+
+async def test_a_tenant_that_is_first_seen_without_the_store_has_a_share() -> None:
+    settings = TenantSettings(rows_per_s=30.0, burst_s=1.0)
+    async with replicas() as (state, clock, (one, two, _)):
+        state.down = True
+        await until(lambda: _true(not one.link.in_touch))
+        await one.begin(settings, rows=10)
+        with pytest.raises(Overloaded) as caught:
+            await one.begin(settings, rows=20)
+        assert caught.value.retry_after_s == pytest.approx(2.0)  # at a third of the rate
+        clock.now = 1.0
+        await one.begin(settings, rows=10)
+        faster = TenantSettings(rows_per_s=60.0, burst_s=1.0)
+        with pytest.raises(Overloaded) as caught:
+            await one.begin(faster, rows=20)
+        assert caught.value.retry_after_s == pytest.approx(1.0)
+        state.down = False
+        await until(lambda: _true(one.link.in_touch and two.link.in_touch))
+        clock.now = 2.0  # what there is fills by the whole rate again
+        await one.reported()
+        await one.begin(faster, rows=50)
+
+
+async def test_what_ended_long_ago_is_not_kept_for_a_store_that_is_away() -> None:
+    async with replicas(1) as (state, clock, (one,)):
+        held = await one.begin(TWO)
+        state.down = True
+        await until(lambda: _true(not one.link.in_touch))
+        one.end(held)
+        for number in range(3000):
+            clock.now = number / 1000
+            one.end(await one.begin(TWO))
+        assert len(one.admission.collect()["a"].released) == 1000  # the newest
+        one.end(await one.begin(TWO))
+        clock.now += 11.0  # its place has expired by now
+        last = await one.begin(TWO, generation=b"last")
+        one.end(last)
+        assert [free.place for free in one.admission.collect()["a"].released] == [b"last".hex()]
 
 
 async def _true(value: bool) -> bool:

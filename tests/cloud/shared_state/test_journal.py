@@ -71,6 +71,21 @@ def test_it_stays_small(path: Path) -> None:
     assert left(path) == []
 
 
+def test_it_stays_small_while_nobody_hears(path: Path) -> None:
+    journal = UsageJournal(path, "one")
+    journal.count({PROMPTS: 1})
+    journal.reported(1)
+    long = UsageKey(DAY, "a" * 1000, "committed_tokens")
+    sizes = []
+    for _ in range(4000):  # 4 MB, were they not added up
+        journal.count({long: 1})
+        sizes.append(path.stat().st_size)
+    assert max(sizes) < 1.1 * 2**20
+    assert min(sizes[2000:]) < 4000
+    journal.close()
+    assert left(path) == [("one", {PROMPTS: 1}), ("one", {long: 4000})]
+
+
 def test_each_process_has_its_own(path: Path) -> None:
     journal = UsageJournal(path, "one")
     journal.count({TOKENS: 1})
@@ -103,14 +118,14 @@ import logging, os, resource, signal, sys
 from pathlib import Path
 from pilotfish_cloud.shared_state.interface import UsageKey
 from pilotfish_cloud.shared_state.journal import UsageJournal
-path, reports, how = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+path, reports, how, room = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
 journal = UsageJournal(path, "ended")
 for number in range(1, 1 + reports):
     journal.count({UsageKey("2026-01-31", "a", "committed_tokens"): 1})
     journal.reported(number)
     if how == "full" and number == 1:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size, resource.RLIM_INFINITY))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + room, resource.RLIM_INFINITY))
 if how == "full":
     journal.heard("ended", 1)
 else:
@@ -118,8 +133,8 @@ else:
 """
 
 
-def counting(path: Path, reports: int, how: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", COUNTING, str(path), str(reports), how]
+def counting(path: Path, reports: int, how: str, room: int = 0) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", COUNTING, str(path), str(reports), how, str(room)]
     return subprocess.run(command, env=os.environ, check=False, capture_output=True, text=True)
 
 
@@ -130,11 +145,13 @@ def test_kill_9_loses_nothing(path: Path) -> None:
     assert sum(usage[TOKENS] for _, usage in found) == 50
 
 
-def test_a_full_disk_ends_nothing(path: Path) -> None:
-    done = counting(path, 4, "full")
+@pytest.mark.parametrize("room", [0, 20, 55])  # bytes that are free: not a count, or one without its report
+def test_a_full_disk_ends_nothing_and_bills_nothing_twice(path: Path, room: int) -> None:
+    """The process goes on and tells its counts from memory; the next one must not tell them again."""
+    done = counting(path, 4, "full", room)
     assert done.returncode == 0
     assert done.stderr.count("in memory only") == 1
-    assert left(path) == [("ended", {TOKENS: 1})]
+    assert left(path) == []
 
 
 @pytest.mark.parametrize("lossy", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -15,11 +16,13 @@ from hypothesis import strategies as st
 
 from pilotfish_cloud.shared_state.answers import level_of, levels_of, lines_of, object_of, whole_of
 from pilotfish_cloud.shared_state.interface import Held, SharedState, StateTroubleError, TenantReport, UsageKey
+from pilotfish_cloud.shared_state.link import StateLink
 from pilotfish_cloud.shared_state.opening import where_of
 from pilotfish_cloud.shared_state.redis_state import RedisState
 from pilotfish_core.errors import InvalidParameter
 from tests.cloud.shared_state.contract import DAY, SLOW, TWO, StateContract, report
 from tests.cloud.shared_state.redis_server import RedisServer, redis_server
+from tests.cloud.shared_state.test_admission import LINE
 from tests.e2e.certificates import issue
 
 pytestmark = pytest.mark.slow
@@ -139,6 +142,21 @@ async def test_it_may_listen_on_a_unix_socket(tmp_path: Path) -> None:
         shared = RedisState(running.url, timeout_s=10.0)
         await shared.ping()
         await shared.close()
+
+
+async def test_many_takes_at_once_are_no_trouble(server: RedisServer, state: SharedState) -> None:
+    """More than there are connections: each has its turn, and reports go on meanwhile."""
+    link = StateLink(state, "r1", lambda: LINE, tick_s=0.001)
+    await link.start()
+    for turn in range(4):
+        names = [f"g{turn}-{number}" for number in range(64)]
+        takes = (link.take("a", SLOW, Held(name, "r1/1", 0), level=None, released=()) for name in names)
+        assert [taken is not None and taken.refused for taken in await asyncio.gather(*takes)] == [""] * 64
+    assert link.in_touch
+    assert not link.failures
+    with server.client() as client:
+        assert client.zcard("pilotfish:places:a") == 256
+    await link.close()
 
 
 async def test_nobody_there(tmp_path: Path) -> None:
