@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pilotfish.async_client import AsyncClient
+from pilotfish.driver import GenerationDriver
 from pilotfish.generation import ALONE, Generation
 from pilotfish.offline import Ask, OfflineChoice, Unconfirmed
 from pilotfish.result import Confirmed, Piece, Result, Revised
@@ -107,6 +108,13 @@ class App:
         self.verified_text += piece.verified_text
         if piece.verified:
             self.tokens += piece.token_ids
+
+    async def watch(self, driver: GenerationDriver, count: int) -> None:
+        """Until so many unverified tokens were shown."""
+        while len(self.unverified) < count:
+            piece = await driver.pieces.get()
+            assert isinstance(piece, Piece)
+            self.take(piece)
 
     def of(self, kind: type[Piece]) -> list[Piece]:
         return [piece for piece in self.seen if type(piece) is kind]
@@ -300,10 +308,7 @@ async def test_what_the_cloud_commits_while_the_app_thinks_is_delivered_in_order
     with driving(answer_of(), verifier, drafter=Writer(text[:6]), offline=choice(ask)) as driver:
         running = asyncio.create_task(driver.run())
         app = App()
-        while len(app.unverified) < 4:
-            piece = await driver.pieces.get()
-            assert isinstance(piece, Piece)
-            app.take(piece)
+        await app.watch(driver, 4)
         verifier.back.set()
         await verifier.said_all.wait()
         assert driver.pieces.empty()
@@ -329,10 +334,7 @@ async def test_an_app_may_think_for_longer_than_the_cloud_writes() -> None:
     with driving(answer_of(), verifier, drafter=Writer(text[:6]), offline=choice(ask)) as driver:
         running = asyncio.create_task(driver.run())
         app = App()
-        while len(app.unverified) < 4:
-            piece = await driver.pieces.get()
-            assert isinstance(piece, Piece)
-            app.take(piece)
+        await app.watch(driver, 4)
         verifier.back.set()
         await verifier.said_all.wait()
         for _ in range(50):
