@@ -24,6 +24,7 @@ from pilotfish_core.scheduling import (
     SequenceStatus,
 )
 from pilotfish_core.scheduling.row_policy import fair_shares
+from pilotfish_core.scheduling.seats import MOST_PASSED, Seats
 
 VOCABULARY = 50
 
@@ -255,6 +256,25 @@ def test_what_several_prompts_begin_with_is_computed_once() -> None:
     assert computed == {"a": 50, "b": 10, "c": 11, "other": 10, "salted": 30}
     for key, its in {"a": prompt, "b": prompt, "c": [*prompt[:24], 0, 1, 2]}.items():
         assert bench.outputs[key] == answer(its, 3)
+
+
+def test_a_long_line_of_equal_prompts_costs_a_step_no_more_than_a_short_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = Bench(max_num_batched_tokens=24)
+    prompt = [index % VOCABULARY for index in range(50)]
+    looked: list[str] = []
+    follows = Seats._follows
+
+    def counted(seats: Seats, waiting: Sequence, now: float) -> bool:
+        looked.append(waiting.key)
+        return follows(seats, waiting, now)
+
+    monkeypatch.setattr(Seats, "_follows", counted)
+    keys = [f"many {number}" for number in range(4 * MOST_PASSED)]
+    bench.add(*(sequence(key, prompt, 3) for key in keys), sequence("other", [7] * 10, 3, tenant="other"))
+    assert set(rows_of(bench.step())) == {keys[0], "other"}  # who is behind them is not forgotten
+    assert len(looked) == MOST_PASSED + 2
+    bench.run()
+    assert all(bench.outputs[key] == answer(prompt, 3) for key in keys)
 
 
 def test_who_lets_others_pass_goes_on_when_the_first_is_gone() -> None:

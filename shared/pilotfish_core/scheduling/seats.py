@@ -27,6 +27,7 @@ from pilotfish_core.scheduling.step import BlockCopy, ScheduledStep
 from pilotfish_core.scheduling.waiting import WaitingList
 
 COMMON_BLOCKS: Final = 4  # that somebody else is about to compute are worth a step's wait
+MOST_PASSED: Final = 32  # of a tenant's that are looked at in one step; each look costs a comparison of prompts
 
 
 class Seats:
@@ -65,14 +66,14 @@ class Seats:
     def admit(self, step: ScheduledStep, now: float) -> None:
         """Give seats to waiting sequences, see the module. Mutates ``step``: who was admitted, who preempted."""
         ahead: dict[str, float] = {}  # what those admitted here will be charged, or one tenant would get all seats
-        followers: set[Sequence] = set()
+        followers: dict[str, set[Sequence]] = {}
         while self.waiting:
             full = len(self.running) >= self.config.max_num_seqs
             if full and len(self.counters) == 1 and self._paused() is None:
                 return
             sequence = self._next(ahead, now, followers, full=full)
             if sequence is not None and self._follows(sequence, now):
-                followers.add(sequence)
+                followers.setdefault(sequence.tenant, set()).add(sequence)
                 continue
             if sequence is None or (full and not self._vacate(sequence, step)):
                 return
@@ -175,7 +176,7 @@ class Seats:
         return False
 
     def _next(
-        self, ahead: Mapping[str, float], now: float, followers: Collection[Sequence], *, full: bool
+        self, ahead: Mapping[str, float], now: float, followers: Mapping[str, Collection[Sequence]], *, full: bool
     ) -> Sequence | None:
         """Whose turn it is, apart from ``followers``: of the tenant with the lowest counter; when all seats are taken,
         of those to whom another tenant owes one.
@@ -190,7 +191,8 @@ class Seats:
         ]
         best: tuple[tuple[float, int], Sequence] | None = None
         for tenant in self.waiting.tenants if spare or not full or self._paused() else ():
-            head = self.waiting.first(tenant, now, followers)
+            passed = followers.get(tenant, ())
+            head = self.waiting.first(tenant, now, passed) if len(passed) < MOST_PASSED else None
             if head is None:
                 continue
             counter = self.counters.counter(tenant) + ahead.get(tenant, 0.0)
