@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -285,3 +286,20 @@ def test_layers_of_one_input_are_one_product(packed: bool, bias: bool, monkeypat
 def test_layers_of_other_sizes_stay_apart() -> None:
     layers = torch.nn.ModuleDict({"gate_proj": torch.nn.Linear(4, 8), "up_proj": torch.nn.Linear(5, 8)})
     assert len(pack_linears(layers, packed=False)) == 2
+
+
+def test_no_two_layers_are_held_twice_while_they_are_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(4, 4)) for _ in range(5)))
+    originals = weakref.WeakSet(module for module in layers.modules() if type(module) is torch.nn.Linear)
+    held: list[int] = []
+    begin = PackedLinear.__init__
+
+    def counted(linear: PackedLinear, *linears: torch.nn.Linear, packed: bool) -> None:
+        held.append(len(originals))
+        begin(linear, *linears, packed=packed)
+
+    monkeypatch.setattr(PackedLinear, "__init__", counted)
+    assert len(pack_linears(layers, packed=True)) == 5
+    # The last one that was replaced is still named by the loop.
+    assert held[0] == 5
+    assert held[-1] <= 2

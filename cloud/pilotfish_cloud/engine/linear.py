@@ -140,9 +140,13 @@ def _joinable(module: nn.Module) -> Iterator[dict[str, nn.Linear]]:
 
 
 def pack_linears(model: nn.Module, *, packed: bool) -> list[PackedLinear]:
-    """Replace every ``nn.Linear`` in ``model`` (mutated) and return the replacements."""
+    """Replace every ``nn.Linear`` in ``model`` (mutated) and return the replacements.
+
+    Of one layer at a time both exist.
+    """
     replaced: list[PackedLinear] = []
-    for module in list(model.modules()):
+    # Not the layers themselves: a list that holds them would hold their weights beside the packed ones.
+    for module in [module for module in model.modules() if type(module) is not nn.Linear]:
         for linears in _joinable(module):
             linear = PackedLinear(*linears.values(), packed=packed)
             joined = _Joined(linear, [each.out_features for each in linears.values()])
