@@ -21,6 +21,17 @@ MIN_GAP_S: Final = 1e-5
 StepTimeOf = Callable[[int], float]  # rows -> seconds
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class FlatStep:
+    """A step that takes the same time whatever its rows: all that a device knows of the target."""
+
+    seconds: float
+
+    def __call__(self, rows: int) -> float:
+        """``seconds``."""
+        return self.seconds
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
     """What is known of one generation: see the module. Times in seconds."""
@@ -42,6 +53,8 @@ def best_rows(acceptance: float, available: int, step_time: StepTimeOf, *, other
     """How many of ``available`` draft tokens one generation should verify in a step that has ``others`` more rows, each
     of which yields a token and waits for the step.
     """
+    if isinstance(step_time, FlatStep):
+        return available
     best, best_rate = 0, (1.0 + others) / step_time(1 + others)
     for drafts in range(1, available + 1):
         rate = (1.0 + others + expected_accepted(acceptance, drafts)) / step_time(1 + drafts + others)
