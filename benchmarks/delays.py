@@ -56,7 +56,7 @@ async def serve(model: Path, engine_thread: bool, engine_on: int | None) -> None
     await server.start()
     delays: list[float] = []
     if server.service is not None:
-        server.service.on_written = delays.append
+        server.service.calls.on_written = delays.append
     print(f"grpc://127.0.0.1:{server.port}", flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
         if line.strip() == "forget":
