@@ -79,7 +79,7 @@ class ServerConfig:
     # -- devices in browsers
     allow_origins: tuple[str, ...] = option(
         (),
-        "pages of this origin may speak to the verifier beside its own, as https://app.example; again for more; *: all, "
+        "pages of this origin may speak to the verifier too, as https://app.example; give it again for more; *: all, "
         "only where no keys are asked for",
         key="allow_origin",
         metavar="ORIGIN",

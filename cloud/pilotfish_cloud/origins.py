@@ -9,7 +9,7 @@ from typing import Final
 from pilotfish_core.errors import InvalidParameter
 
 ANY: Final = "*"
-_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(?:[^\s/?#@:\[\],]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://(?:[0-9a-z._-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
 
 
 class Origins:

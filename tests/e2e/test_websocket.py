@@ -17,6 +17,7 @@ from pilotfish_core.padding import SMALLEST_CLASS
 from pilotfish_core.prompts import prefixes
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.wire import DeviceFrameWriter
+from tests.cloud.shared_state.contract import until
 from tests.e2e.conftest import Verifier, connected, serving
 from tests.e2e.http_doors import gateway_of
 from tests.e2e.raw_calls import PROMPT, call, idle, opening, serves
@@ -217,8 +218,11 @@ async def test_a_drain_refuses_at_the_upgrade_and_hands_back_what_runs() -> None
         running = asyncio.create_task(ask(leaving, [opening(leaving, max_tokens=1500)], began=began))
         await began.wait()
         stopping = asyncio.create_task(leaving.server.stop(600))
-        while not gateway_of(leaving).draining:
-            await asyncio.sleep(0)
+
+        async def drains() -> bool:
+            return gateway_of(leaving).draining
+
+        await until(drains)
         with pytest.raises(InvalidStatus) as refused:
             await ask(leaving, [opening(leaving, name=2)])
         assert refused.value.response.status_code == 503

@@ -11,7 +11,15 @@ from pilotfish_cloud.origins import Origins
 
 PATHS: Final = ("/pilotfish/v1/", "/v1/drafts")
 ASKS: Final = ("authorization", "range", "if-range", "if-none-match", "x-request-id")
-TELLS: Final = ("accept-ranges", "content-range", "etag", "retry-after", "retry-after-ms", "x-pilotfish-error", "x-request-id")
+TELLS: Final = (
+    "accept-ranges",
+    "content-range",
+    "etag",
+    "retry-after",
+    "retry-after-ms",
+    "x-pilotfish-error",
+    "x-request-id",
+)
 
 
 class CrossOrigin:

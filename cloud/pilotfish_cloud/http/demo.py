@@ -78,7 +78,9 @@ class Demo:
         root = folder.expanduser()
         if not (root / INDEX).is_file():
             raise InvalidParameter.of(
-                "--demo", str(folder), f"the folder of a built app, with an {INDEX}; in a clone `make mobile-demo` builds it"
+                "--demo",
+                str(folder),
+                f"the folder of a built app, with an {INDEX}; in a clone `make mobile-demo` builds it",
             )
         files = {}
         inside = root.resolve()
