@@ -192,7 +192,9 @@ async def test_the_demo_is_isolated_typed_and_kept(verifier: Verifier, tmp_path:
             assert answer.headers["cross-origin-opener-policy"] == "same-origin"
             assert answer.headers["cross-origin-embedder-policy"] == "require-corp"
             assert answer.headers["cross-origin-resource-policy"] == "same-origin"
-            assert "default-src 'none'" in answer.headers["content-security-policy"]
+            policy = answer.headers["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert f"connect-src 'self' ws://{client.base_url.netloc.decode()} " in policy
             assert ("immutable" in answer.headers["cache-control"]) is ("A1B2C3D4" in path)
             again = await client.get(path, headers={"if-none-match": answer.headers["etag"]})
             assert (again.status_code, again.content) == (304, b"")

@@ -100,7 +100,8 @@ async def test_messages_that_break_the_protocol(
 ) -> None:
     before = [opening(target, max_tokens=1500)] if opened else []
     said = await ask(target, [*before, message])
-    assert (said.code, said.error["code"]) == (4003, "protocol_violation")
+    assert said.code == 4003
+    assert said.error["code"] in ("protocol_violation", "invalid_parameter")
     whole = said.error if said.told is None else said.told["error"]
     assert part in whole["message"]
     await idle(target)
@@ -151,6 +152,15 @@ async def test_bytes_that_are_no_websocket(target: Verifier) -> None:
                     await peer.recv()
                 peer.transport.write(b"\xff" + noise.randbytes(noise.randrange(1, 300)))  # reserved bits
                 assert (await rest(peer)).code == 1002
+
+
+async def test_text_that_is_none(target: Verifier, caplog: pytest.LogCaptureFixture) -> None:
+    async with socket(target.http) as peer:
+        await peer.send(b"\xff\xfe", text=True)
+        said = await rest(peer)
+    assert (said.code, "text message" in said.error["message"]) == (4003, True)
+    assert "UTF-8" not in caplog.text
+    await idle(target)
 
 
 async def test_valid_messages_in_any_order(target: Verifier) -> None:

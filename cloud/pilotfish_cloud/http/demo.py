@@ -26,14 +26,15 @@ HEADERS: Final = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-embedder-policy": "require-corp",
     "cross-origin-resource-policy": "same-origin",
-    # Browsers differ in whether 'self' names the socket of the page's own host: 'ws:' and 'wss:' say so for all, and
-    # for verifiers elsewhere that admit this origin.
-    "content-security-policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self'; manifest-src 'self'; "
-    "connect-src 'self' ws: wss:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
+_POLICY: Final = (
+    "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; worker-src 'self' blob:; style-src 'self' "
+    "'unsafe-inline'; img-src 'self' data: blob:; font-src 'self'; manifest-src 'self'; connect-src 'self'{sockets}; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HOST: Final = re.compile(r"[0-9A-Za-z.-]+(:[0-9]+)?|\[[0-9A-Fa-f:]+\](:[0-9]+)?")
 _TYPES: Final = {  # by our own table: that of a system may say anything
     ".css": "text/css; charset=utf-8",
     ".html": "text/html; charset=utf-8",
@@ -105,9 +106,15 @@ class Demo:
         if file is None or not file.path.is_file():
             raise HTTPException(404, "no such file of the demo")
         headers = HEADERS | headers_of(file.digest, FOR_EVER if _HASHED.search(file.path.name) else ASK_AGAIN)
+        headers["content-security-policy"] = _policy(request.headers.get("host", ""))
         if not_modified(request, file.digest):
             return Response(status_code=304, headers=headers)
         return FileResponse(file.path, headers=headers, media_type=file.media_type)
+
+
+def _policy(host: str) -> str:
+    """Browsers differ in whether 'self' means the sockets of the page's own host too."""
+    return _POLICY.format(sockets=f" ws://{host} wss://{host}" if _HOST.fullmatch(host) else "")
 
 
 def demo_routes(demo: Demo) -> APIRouter:

@@ -95,7 +95,7 @@ class WebSocketDoor:
         """
         headers = websocket.headers
         origin = headers.get("origin")
-        if not self.origins.admits(origin, headers.get("host"), secure=websocket.url.scheme == "wss"):
+        if not self.origins.admits(origin, headers.get("host"), secure=websocket.scope["scheme"] == "wss"):
             raise PermissionDenied(f"pages of {origin!r:.100} are not admitted here (--allow-origin)")
         self._gateway.check_open()
 
