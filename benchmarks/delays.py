@@ -25,12 +25,13 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pilotfish.addresses import parse_addresses
 from pilotfish.bench.machine import load, machine
 from pilotfish.bench.pinning import Pins, pinned
 from pilotfish.bench.prompts import PROMPTS
 from pilotfish.client import AsyncClient
 from pilotfish.demo.stage import exported_draft, find_reference, inflated_target
-from pilotfish.transport import DeviceStream, Transport, parse_addresses
+from pilotfish.transport import DeviceStream, Transport
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 
 
