@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 
+from pilotfish.attempts import Calling
 from pilotfish.auto_draft import AutoDraft
 from pilotfish.chat_prompts import ChatPrompts, Message
 from pilotfish.client_choices import Prompt, chosen_arm, chosen_config, token_ids
@@ -296,18 +297,20 @@ class AsyncClient:
             if self._alone
             else GenerationDriver(
                 generation,
-                transport=self._transport,
+                calling=Calling(
+                    transport=self._transport,
+                    prompts=self._prompts,
+                    routes=self._routes,
+                    allow_other_fingerprint=self._allow_other_fingerprint,
+                    padded=self._padded,
+                    deadline=None if deadline is None else deadline.at,
+                ),
                 tokenizer=self.tokenizer,
                 drafter=self._prepared.drafter,
                 executor=self._executor,
                 config=self._config,
-                allow_other_fingerprint=self._allow_other_fingerprint,
                 memory=self._memory,
                 hint=self._hint,
-                prompts=self._prompts,
-                routes=self._routes,
-                padded=self._padded,
-                deadline=None if deadline is None else deadline.at,
                 offline=offline,
                 trace=self._trace,
             )

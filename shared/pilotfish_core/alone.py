@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Alone:
     """``away``: whether the device goes on alone at the moment. ``unverified``: what the app was shown meanwhile.
 
-    Once the link is back what was shown is settled, or the app is asked: what the cloud commits until it answers is held
-    here.
+    Once the link is back what was shown is settled, or the app is asked: what the cloud commits until it answers is
+    held here.
     """
 
     def __init__(

@@ -81,7 +81,7 @@ class Acknowledgements:
         self._length = 0
 
     def begin(self, length: int, opened: Opened) -> None:
-        """A stream begins, on which the cloud takes so much for acknowledged. The next one must come before it pauses."""
+        """A stream begins: the cloud takes so much for acknowledged. The next one must come before it pauses."""
         self._length = length
         self._every = max(1, min(self._usual, opened.max_unacknowledged // 2))
 
