@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 
-from pilotfish.attempts import Calling
+from pilotfish.attempts import ALLOWING, Calling
 from pilotfish.auto_draft import AutoDraft
 from pilotfish.chat_prompts import ChatPrompts, Message
 from pilotfish.client_choices import Prompt, chosen_arm, chosen_config, token_ids
@@ -26,7 +26,7 @@ from pilotfish.transport import Transport, parse_addresses
 from pilotfish_core.device_actions import DeviceConfig
 from pilotfish_core.draft_policy import PolicyMemory
 from pilotfish_core.drafter import Drafter
-from pilotfish_core.errors import InvalidParameter, InvalidRequest
+from pilotfish_core.errors import FingerprintMismatch, InvalidParameter, InvalidRequest
 from pilotfish_core.modes import Arm, Hint, Objective
 from pilotfish_core.ngram import NgramDrafter
 from pilotfish_core.parameters import SamplingParams
@@ -238,7 +238,7 @@ class AsyncClient:
         self, tokens: tuple[int, ...], params: SamplingParams, deadline: Deadline | None, offline: OfflineChoice
     ) -> AsyncStream:
         generation = Generation(prompt=tokens, params=params, model=self._model, tokenizer_hash=self.tokenizer.hash)
-        return self._stream(generation, deadline, offline)
+        return self._stream(generation, deadline, offline, self._allow_other_fingerprint)
 
     async def resume(
         self,
@@ -247,11 +247,15 @@ class AsyncClient:
         timeout_s: float | None = None,
         offline: str | None = None,
         on_reconnect: WhenBack | None = None,
+        allow_other_fingerprint: bool | None = None,
     ) -> AsyncStream:
         """Go on with a generation (or a saved one) from what it holds.
 
-        Raises InvalidRequest for one that has finished.
+        ``allow_other_fingerprint``: other than the client's; an answer that the device began alone (``cloud="never"``,
+        or kept offline) has none that a verifier could have. Raises InvalidRequest for one that has finished, and
+        FingerprintMismatch for one that the device began alone, where that is not allowed.
         """
+        allowed = self._allow_other_fingerprint if allow_other_fingerprint is None else allow_other_fingerprint
         deadline = Deadline.after(timeout_s)
         alone = self._offline_of(offline, on_reconnect)
         if not isinstance(generation, Generation):
@@ -260,9 +264,14 @@ class AsyncClient:
             raise InvalidRequest(
                 f"the generation has finished ({generation.finish.reason}); there is nothing to resume"
             )
+        if generation.own and not (allowed or self._alone):
+            raise FingerprintMismatch(
+                f"the answer was begun by {generation.fingerprint}, without a verifier, and no verifier writes as that "
+                f"does; {ALLOWING}"
+            )
         await self._until(deadline, self._prepare())
         generation.count_attempts_from_clock()
-        return self._stream(generation, deadline, alone)
+        return self._stream(generation, deadline, alone, allowed)
 
     @property
     def hint(self) -> Hint:
@@ -288,7 +297,9 @@ class AsyncClient:
         if self._closed:
             raise InvalidRequest("the client is closed")
 
-    def _stream(self, generation: Generation, deadline: Deadline | None, offline: OfflineChoice) -> AsyncStream:
+    def _stream(
+        self, generation: Generation, deadline: Deadline | None, offline: OfflineChoice, allow_other_fingerprint: bool
+    ) -> AsyncStream:
         self._check_open()
         if isinstance(self._prepared.drafter, NgramDrafter | None):
             offline = OfflineChoice()  # "auto" found no model: prompt lookup copies, it does not write
@@ -301,7 +312,7 @@ class AsyncClient:
                     transport=self._transport,
                     prompts=self._prompts,
                     routes=self._routes,
-                    allow_other_fingerprint=self._allow_other_fingerprint,
+                    allow_other_fingerprint=allow_other_fingerprint,
                     padded=self._padded,
                     deadline=None if deadline is None else deadline.at,
                 ),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import itertools
 from collections.abc import Callable
 from typing import Final
 
@@ -29,6 +28,9 @@ from pilotfish_core.trace import GenerationTrace
 
 DEADLINE_GRACE_S: Final = 1.0  # of the call beyond the answer's deadline, whose passing the client says better itself
 CLOSE_TIMEOUT_S: Final = 1.0  # after the finish the verifier has nothing more to say than the status
+ALLOWING: Final = (
+    "allow_other_fingerprint=True (--allow-other-fingerprint) lets it go on all the same, and the answer is marked"
+)
 Send = SendDraft | SendAcknowledge | SendPing | SendMode | SendHint
 
 
@@ -64,7 +66,8 @@ class Attempts:
         self.current: Attempt | None = None
         self._generation, self._calling, self._policy = generation, calling, policy
         self._figures, self._trace, self._post = figures, trace, post
-        self._numbers = itertools.count()
+        self._number = -1  # of the current one, which is one of an address
+        self._refusals = set[int]()  # addresses that compute otherwise, since one did not
         self._failures = 0
         self._route: str | None = None  # that the verifier named with its last error
         self._kept = False
@@ -100,9 +103,10 @@ class Attempts:
         if calling.deadline is not None:
             now = asyncio.get_running_loop().time()
             timeout_s = max(calling.deadline - now, 0.0) + DEADLINE_GRACE_S
+        self._number += 1
         self.current = Attempt(
             calling.transport,
-            next(self._numbers),
+            self._number,
             message,
             self._post,
             padded=calling.padded,
@@ -141,6 +145,7 @@ class Attempts:
         self._calling.prompts.sent(self._generation.prompt)
         self._calling.routes.learn(self._generation.prompt, message.routes)
         attempt.fingerprint = message.fingerprint
+        self._refusals.clear()
         self._generation.model = message.model
         self._figures.cached_tokens = message.cached_tokens
 
@@ -151,10 +156,18 @@ class Attempts:
 
     def lost(self, error: PilotfishError) -> PilotfishError:
         """The current one ended without a finish. Returns what that is for the generation."""
-        if isinstance(error, FingerprintMismatch) and len(self._calling.transport.addresses) > 1:
-            error = Unavailable(error.message)  # another address may compute as the first one did
+        if isinstance(error, FingerprintMismatch):
+            error = self._refused(error)
         self._route = error.route
         return error
+
+    def _refused(self, error: FingerprintMismatch) -> PilotfishError:
+        """Another address may compute as the first one did; once each has refused, to go on trying is in vain."""
+        addresses = len(self._calling.transport.addresses)
+        self._refusals.add(self._number % addresses)
+        if len(self._refusals) < addresses:
+            return Unavailable(error.message)
+        return FingerprintMismatch(f"{error.message}; {ALLOWING}")
 
     def give_up(self) -> None:
         """The current one broke, or is given up: what it may still say is too late."""
@@ -190,6 +203,5 @@ class Attempts:
         """The fingerprint that a resume asks for: until a token was decided, any replica may decide the first."""
         if not self._generation.output:
             return ""
-        if not self._kept:
-            return self._generation.fingerprint
-        return next((name for name in self._generation.fingerprints if not name.startswith(ALONE)), "")
+        alone = "" if self._kept else self._generation.fingerprint
+        return next((name for name in self._generation.fingerprints if not name.startswith(ALONE)), alone)

@@ -69,6 +69,11 @@ class Generation:
         """Whether a verifier decided all of its tokens."""
         return not any(each.startswith(ALONE) for each in (self.fingerprint, *self.other_fingerprints))
 
+    @property
+    def own(self) -> bool:
+        """Whether all of its tokens, and there are some, are the device's own."""
+        return bool(self.output) and all(each.startswith(ALONE) for each in self.fingerprints or ("",))
+
     def decided_under(self, fingerprint: str) -> None:
         """Remember the numerics of tokens that are about to be put into the output."""
         if not self.output:
