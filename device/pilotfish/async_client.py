@@ -15,6 +15,7 @@ from pilotfish.client_choices import Prompt, chosen_arm, chosen_config, token_id
 from pilotfish.credentials import Credentials
 from pilotfish.draft_thread import DraftThread
 from pilotfish.driver import GenerationDriver
+from pilotfish.end_tokens import EndTokens
 from pilotfish.generation import Generation
 from pilotfish.local_driver import LocalDriver
 from pilotfish.offline import OfflineChoice, WhenBack
@@ -123,6 +124,7 @@ class AsyncClient:
             auto = AutoDraft(self._transport, credentials, model, insecure=insecure, report=on_download)
         self._prepared = Preparation(draft, tokenizer, model, self._executor, auto)
         self._chat = ChatPrompts(None if self._alone else self._transport, model, [tokenizer, draft])
+        self._end_tokens: EndTokens | None = None
         self._streams: set[AsyncStream] = set()
         self._closed = False
 
@@ -323,6 +325,7 @@ class AsyncClient:
                 memory=self._memory,
                 hint=self._hint,
                 offline=offline,
+                end_tokens=self._ends(offline),
                 trace=self._trace,
             )
         )
@@ -330,6 +333,15 @@ class AsyncClient:
         self._streams.add(stream)
         stream._task.add_done_callback(lambda _: self._streams.discard(stream))
         return stream
+
+    def _ends(self, offline: OfflineChoice) -> EndTokens | None:
+        """The verifier's, where the device may have to write without it."""
+        if offline.config is None:
+            return None
+        if self._end_tokens is None:
+            self._end_tokens = EndTokens(self._transport, self._model, self.tokenizer.hash)
+        self._end_tokens.learn()
+        return self._end_tokens
 
     def _local_driver(self, generation: Generation) -> LocalDriver:
         drafter = self._prepared.drafter
@@ -342,6 +354,8 @@ class AsyncClient:
         self._closed = True
         await self._close_streams()  # first: what is being prepared may take a while to stop
         await self._prepared.stop()
+        if self._end_tokens is not None:
+            await self._end_tokens.stop()
         await self._close_streams()
         await self._transport.close()
         if await self._executor.aclose(CLOSE_TIMEOUT_S):

@@ -19,6 +19,7 @@ from pilotfish.attempt import Lost, Received
 from pilotfish.attempts import Attempts, Calling, Send
 from pilotfish.delivery import Delivery
 from pilotfish.drafting import DraftDone, DraftWorker
+from pilotfish.end_tokens import EndTokens
 from pilotfish.figures import Figures
 from pilotfish.generation import ALONE, Generation
 from pilotfish.offline import OfflineChoice, Unconfirmed
@@ -94,14 +95,18 @@ class GenerationDriver:
         memory: PolicyMemory | None = None,
         hint: Hint | None = None,
         offline: OfflineChoice | None = None,
+        end_tokens: EndTokens | None = None,
         trace: ClientTrace | None = None,
     ) -> None:
-        """``offline``: what to do while the link is away. ``trace``: what happens is written there."""
+        """``offline``: what to do while the link is away; ``end_tokens``: of the verifier, for then. ``trace``: what
+        happens is written there.
+        """
         self.generation = generation
         self._delivery = Delivery(generation, tokenizer)
         self.pieces = self._delivery.pieces
         self.outcome: asyncio.Future[Result | PilotfishError] = asyncio.get_running_loop().create_future()
         self._tokenizer = tokenizer
+        self._end_tokens = end_tokens
         self._drafter_name = "none" if drafter is None else drafter.name
         self._figures = Figures(generation, self._drafter_name)
         self._trace = None if trace is None else trace.generation(generation.prompt)
@@ -124,13 +129,19 @@ class GenerationDriver:
             memory=memory,
             hint=hint,
             ticket=generation.ticket,
-            finish_rule=lambda: StopChecker(generation.params, tokenizer, eos_token_ids=tokenizer.eos_token_ids),
+            finish_rule=self._finish_rule,
         )
         self._attempts = Attempts(generation, calling, self._core.policy, self._figures, self._trace, self._happened)
         self._reading = Reading(self._core, generation, self._attempts, self._trace, vocab_size=tokenizer.vocab_size)
         self._timer: asyncio.TimerHandle | None = None
         self._going_on: asyncio.Handle | None = None
         self._end: End | None = None
+
+    def _finish_rule(self) -> StopChecker:
+        """Where the device ends what it writes alone: as the verifier would, as far as that is known by now."""
+        known = None if self._end_tokens is None else self._end_tokens.ids
+        ends = self._tokenizer.eos_token_ids if known is None else known
+        return StopChecker(self.generation.params, self._tokenizer, eos_token_ids=ends)
 
     @property
     def draft_text(self) -> str:
