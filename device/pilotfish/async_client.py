@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 from pilotfish.attempts import ALLOWING, Calling
 from pilotfish.auto_draft import AutoDraft
 from pilotfish.chat_prompts import ChatPrompts, Message
-from pilotfish.client_choices import Prompt, chosen_arm, chosen_config, token_ids
+from pilotfish.client_choices import Prompt, checked_bytes, chosen_arm, chosen_config, token_ids
 from pilotfish.credentials import Credentials
 from pilotfish.draft_thread import DraftThread
 from pilotfish.driver import GenerationDriver
@@ -48,7 +48,8 @@ class AsyncClient:
 
     ``server``: address, comma-separated list or list; later ones are tried when earlier ones fail. ``draft``: an
     exported folder, "ngram", "auto" (what the verifier offers; n-gram where it offers nothing, and until it is
-    fetched), None, or a Drafter. ``on_download`` is told how that goes.
+    fetched), None, or a Drafter. ``on_download`` is told how that goes. The drafts that are fetched take at most
+    ``draft_cache_bytes`` (4 GiB) on this device; what was used the longest ago goes first.
     ``tokenizer``: folder or tokenizer.json; without one the drafter's is used, else the verifier's is fetched and
     cached. Heavy work happens in ``prepare``, at the latest with the first generation.
 
@@ -96,6 +97,7 @@ class AsyncClient:
         insecure: bool = False,
         pad: bool = False,
         on_download: Callable[[DownloadProgress], None] | None = None,
+        draft_cache_bytes: int | None = None,
         trace: ClientTrace | None = None,
     ) -> None:
         self._alone = cloud == "never" or arm == Arm.DEVICE_ONLY
@@ -121,7 +123,14 @@ class AsyncClient:
         self._executor = DraftThread()
         auto = None
         if draft == "auto" and not self._alone and not self._hint.metered_network:
-            auto = AutoDraft(self._transport, credentials, model, insecure=insecure, report=on_download)
+            auto = AutoDraft(
+                self._transport,
+                credentials,
+                model,
+                insecure=insecure,
+                report=on_download,
+                cache_bytes=checked_bytes("draft_cache_bytes", draft_cache_bytes),
+            )
         self._prepared = Preparation(draft, tokenizer, model, self._executor, auto)
         self._chat = ChatPrompts(None if self._alone else self._transport, model, [tokenizer, draft])
         self._end_tokens: EndTokens | None = None

@@ -1,4 +1,4 @@
-"""Which tokens end an answer for the verifier: it, not the folder of a draft model, says where text written offline ends."""
+"""Which tokens end an answer for the verifier: they, not a draft folder's, end what the device writes offline."""
 
 from __future__ import annotations
 
