@@ -260,7 +260,8 @@ class AsyncClient:
         on_reconnect: WhenBack | None = None,
         allow_other_fingerprint: bool | None = None,
     ) -> AsyncStream:
-        """Go on with a generation (or a saved one) from what it holds.
+        """Go on with a generation (or a saved one) from what it holds. With ``offline="draft"`` the first piece is
+        what its app was shown unverified, if anything, and that is then confirmed or revised as ever.
 
         ``allow_other_fingerprint``: other than the client's; an answer that the device began alone (``cloud="never"``,
         or kept offline) has none that a verifier could have. Raises InvalidRequest for one that has finished, and
@@ -280,6 +281,8 @@ class AsyncClient:
                 f"the answer was begun by {generation.fingerprint}, without a verifier, and no verifier writes as that "
                 f"does; {ALLOWING}"
             )
+        if alone.config is None:
+            generation.shown = None  # nothing unverified is asked for
         await self._until(deadline, self._prepare())
         generation.count_attempts_from_clock()
         return self._stream(generation, deadline, alone, allowed)

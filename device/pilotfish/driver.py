@@ -21,7 +21,7 @@ from pilotfish.delivery import Delivery
 from pilotfish.drafting import DraftDone, DraftWorker
 from pilotfish.end_tokens import EndTokens
 from pilotfish.figures import Figures
-from pilotfish.generation import ALONE, Generation
+from pilotfish.generation import ALONE, Generation, Shown
 from pilotfish.offline import OfflineChoice, Unconfirmed
 from pilotfish.reading import Reading
 from pilotfish.result import Result
@@ -130,6 +130,7 @@ class GenerationDriver:
             hint=hint,
             ticket=generation.ticket,
             finish_rule=self._finish_rule,
+            unverified=generation.unverified,
         )
         self._attempts = Attempts(generation, calling, self._core.policy, self._figures, self._trace, self._happened)
         self._reading = Reading(self._core, generation, self._attempts, self._trace, vocab_size=tokenizer.vocab_size)
@@ -140,8 +141,14 @@ class GenerationDriver:
     def _finish_rule(self) -> StopChecker:
         """Where the device ends what it writes alone: as the verifier would, as far as that is known by now."""
         known = None if self._end_tokens is None else self._end_tokens.ids
-        ends = self._tokenizer.eos_token_ids if known is None else known
-        return StopChecker(self.generation.params, self._tokenizer, eos_token_ids=ends)
+        ends = set(self._tokenizer.eos_token_ids if known is None else known)
+        while True:
+            rule = StopChecker(self.generation.params, self._tokenizer, eos_token_ids=ends)
+            finishes = (rule.push(token) for token in self.generation.output[:-1])
+            refuted = next((finish.stop for finish in finishes if finish is not None), None)
+            if not isinstance(refuted, int) or refuted not in ends:
+                return StopChecker(self.generation.params, self._tokenizer, eos_token_ids=ends)
+            ends.remove(refuted)  # the target has written on behind it
 
     @property
     def draft_text(self) -> str:
@@ -203,6 +210,7 @@ class GenerationDriver:
         try:
             actions = cause()
             self._act(actions)
+            self._note_shown()
             if self._core.state is DeviceState.WAITING:
                 self._attempts.give_up()
             if self._end is not None:
@@ -283,6 +291,11 @@ class GenerationDriver:
                     self._end = action
                 case _:
                     self._send(action)
+
+    def _note_shown(self) -> None:
+        """For who saves the generation, before the app has it."""
+        tokens = tuple(self._core.unverified.tokens)
+        self.generation.shown = Shown(self._core.length, tokens) if tokens else None
 
     def _send(self, action: Send) -> None:
         if isinstance(action, SendMode):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from pilotfish_core.committed_prefix import CommittedPrefix
@@ -56,6 +56,14 @@ class Alone:
         """The link is silent; the device goes on behind what was shown before."""
         self.away = True
         self.unverified.begin(self._prefix.output)
+
+    def restore(self, tokens: Sequence[int]) -> list[Action]:
+        """An app that is started anew is shown what it was shown the last time."""
+        position = self.shown_to
+        self.unverified.begin(self._prefix.output)
+        fresh = self.unverified.show(tokens)
+        self._counts.unverified += len(fresh)
+        return [ShowUnverified(position, fresh)] if fresh else []
 
     def show(self, tail: DraftTail) -> list[Action]:
         """Show what is drafted and was not shown; what lies beyond the answer's end is dropped."""

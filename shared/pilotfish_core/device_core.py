@@ -46,7 +46,8 @@ class DeviceCore:
 
     ``output`` is the caller's list of committed output tokens (the generation holds it); it only ever grows.
     ``max_tokens`` bounds the whole output. ``memory`` is what earlier generations learned, and learns from this one.
-    ``finish_rule`` makes the device's own judgement of where an answer ends, for what it writes while offline.
+    ``finish_rule`` makes the device's own judgement of where an answer ends, for what it writes while offline;
+    ``unverified`` is what the app was shown so the last time, behind the output, before it was started anew.
 
     This class says in which state the generation is and what follows from an event; its parts hold the rest: streams
     (``Attempts``), signs of life (``LinkWatch``), drafting (``DraftingAhead``), what is done offline (``Alone``).
@@ -66,6 +67,7 @@ class DeviceCore:
         hint: Hint | None = None,
         ticket: Ticket | None = None,
         finish_rule: Callable[[], FinishRule] | None = None,
+        unverified: Sequence[int] = (),
     ) -> None:
         self.state = DeviceState.IDLE
         self.counts = DraftCounts()
@@ -81,6 +83,7 @@ class DeviceCore:
         self._ahead = DraftingAhead(
             self._prefix, config, self.policy, self._alone, self._acknowledgements, self.counts, active=drafting
         )
+        self._restored = tuple(unverified)
         self._opening: Opened | None = None  # of the stream, while REPEATING or ASKING
         self._looking = False  # whether commits were taken since it looked ahead
         self._taken: list[tuple[int, int, bool, float]] = []  # of those, what the policy has not been told yet
@@ -127,7 +130,7 @@ class DeviceCore:
         if self.state is not DeviceState.IDLE:
             raise ValueError(f"a generation was started that is {self.state.value}")
         self._link.alive_at = now
-        return self._connect(now)
+        return [*self._alone.restore(self._restored), *self._connect(now)]
 
     def opened(self, message: Opened, now: float) -> list[Action]:
         """The cloud granted the stream: draft what is already drafted as its first branch."""

@@ -147,10 +147,14 @@ async def test_the_next_one_on_offer_is_taken_instead(folder: Path, tmp_path: Pa
         assert (await answer(verifier)).metrics.drafter == "onnx-int8"
 
 
+def size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
 async def test_older_drafts_go_where_a_new_one_would_not_fit(
     offering: Verifier, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    size = sum(file.stat().st_size for file in folder.iterdir())
+    size = size_of(folder)
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     manifest = json.loads((other / "manifest.json").read_text()) | {"model": "another name"}
