@@ -184,22 +184,21 @@ def compared(pair: Pair, python: str, text: Sequence[int], turns: int) -> dict[s
         ratio = paired_ratio(pairs)  # of speeds, ours over llama.cpp's
         result["ratio"][kind] = {"value": round(ratio.value, 3), "interval": ratio.interval}
     equal = [mine["tokens"] == theirs["tokens"] for mine, theirs in zip(seen["ours"], seen["llama"], strict=True)]
+    busy = [entry for entry in loads if entry is not None]
     return {
         **result,
         "turns": turns,
         "same_text": sum(equal),
-        "load": [min(filter(None, loads), default=0), max(filter(None, loads), default=0)],
+        "load": [min(busy, default=0), max(busy, default=0)],
     }
 
 
 def memory(pair: Pair, who: str, resident: dict[str, int]) -> dict[str, Any]:
     """Of the process: what the model has added, and all of it, against 1.5 times weights and KV, plus 80 MiB."""
-    if who == "ours":
-        manifest = Manifest.read(pair.ours["int4"])
-        weights, kv = (pair.ours["int4"] / "model.onnx").stat().st_size, manifest.kv.bytes_per_position * CONTEXT
-    else:
-        manifest = Manifest.read(pair.ours["int4"])
-        weights, kv = pair.llama["int4"].stat().st_size, manifest.kv.bytes_per_position // 2 * CONTEXT  # float16
+    kv = Manifest.read(pair.ours["int4"]).kv.bytes_per_position * CONTEXT
+    weights = (pair.ours["int4"] / "model.onnx").stat().st_size
+    if who == "llama":
+        weights, kv = pair.llama["int4"].stat().st_size, kv // 2  # float16
     bound = 1.5 * (weights + kv) + 80 * MIB
     sizes = {"weights": weights, "kv": kv, "bound": bound, "added": resident["now"] - resident["before"]}
     whole = {"before": resident["before"], "process": resident["now"]}
