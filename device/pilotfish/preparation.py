@@ -129,12 +129,13 @@ class Preparation:
         """Bring the verifier's draft model, which later generations then use."""
         loop = asyncio.get_running_loop()
         try:
-            drafter, folder = None, None
-            while drafter is None:  # one that is of no use here is not on offer any more
+            while True:  # one that is of no use here is not on offer any more
                 folder = await auto.fetch()
                 if folder is None:
                     return
                 drafter = await loop.run_in_executor(self._executor, _fitting, folder, auto, tokenizer)
+                if drafter is not None:
+                    break
             if self.drafter is not None:
                 self._replaced.append(self.drafter)  # generations that run go on with it
             self.drafter, self._folder = drafter, folder

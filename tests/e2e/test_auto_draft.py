@@ -154,11 +154,11 @@ def size_of(folder: Path) -> int:
 async def test_older_drafts_go_where_a_new_one_would_not_fit(
     offering: Verifier, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    size = size_of(folder)
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     manifest = json.loads((other / "manifest.json").read_text()) | {"model": "another name"}
     (other / "manifest.json").write_text(json.dumps(manifest))
+    size = size_of(other)
     await answer(offering)
     (first,) = cached(tmp_path / "cache")
     async with serving(drafts=str(other)) as verifier:
