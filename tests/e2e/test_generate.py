@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from pilotfish.addresses import parse_addresses
 from pilotfish.client import AsyncClient
 from pilotfish.drafters.junk import JunkDrafter
 from pilotfish.drafters.oracle import OracleDrafter
 from pilotfish.result import Result
-from pilotfish.transport import Transport, parse_addresses
+from pilotfish.transport import Transport
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.drafts import FinishReason, Origin
 from pilotfish_core.errors import (
