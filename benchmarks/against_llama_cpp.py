@@ -196,7 +196,7 @@ def compared(pair: Pair, python: str, text: Sequence[int], turns: int) -> dict[s
 def memory(pair: Pair, who: str, resident: dict[str, int]) -> dict[str, Any]:
     """Of the process: what the model has added, and all of it, against 1.5 times weights and KV, plus 80 MiB."""
     kv = Manifest.read(pair.ours["int4"]).kv.bytes_per_position * CONTEXT
-    weights = (pair.ours["int4"] / "model.onnx").stat().st_size
+    weights = sum(file.stat().st_size for file in pair.ours["int4"].glob("model.onnx*"))  # large ones beside it
     if who == "llama":
         weights, kv = pair.llama["int4"].stat().st_size, kv // 2  # float16
     bound = 1.5 * (weights + kv) + 80 * MIB

@@ -99,6 +99,8 @@ class Model:
         import llama_cpp
 
         self.api = llama_cpp
+        self._quiet = llama_cpp.llama_log_callback(lambda level, text, data: None)  # kept alive
+        llama_cpp.llama_log_set(self._quiet, None)
         llama_cpp.llama_backend_init()
         model = llama_cpp.llama_model_default_params()
         self._model = llama_cpp.llama_model_load_from_file(file.encode(), model)
@@ -106,6 +108,8 @@ class Model:
         params.n_ctx = params.n_batch = params.n_ubatch = CONTEXT
         params.n_threads = params.n_threads_batch = 1
         params.type_k = params.type_v = {"f16": 1, "f32": 0}[kv]
+        if kv == "f32":
+            params.flash_attn_type = 0  # its flash attention rounds to float16 on the way
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         self._memory = llama_cpp.llama_get_memory(self._context)
         vocabulary = llama_cpp.llama_model_get_vocab(self._model)
