@@ -51,7 +51,6 @@ test("no word below the least one reaches a variate", () => {
     const gumbel = GUMBEL_MIN + ((GUMBEL_MAX - GUMBEL_MIN) * step) / 1000;
     const word = leastWord(gumbel);
     if (word > 0) assert.ok(gumbelOfWord(word - 1) < gumbel);
-    assert.ok(word >= 2 ** 32 - 2 || gumbelOfWord(word + 4) >= gumbel - 1e-6 * (1 + Math.abs(gumbel)) || word === 0);
   }
 });
 
