@@ -5,8 +5,8 @@
 One engine (inflated reference target, bfloat16, deterministic, goodput policy) serves so many generations at once. A
 run alternates slices of ``--slice`` tokens a generation with drafts and without, so each setting gets ``slices`` pairs
 that lie seconds apart (which goes first takes turns, as contexts grow), and slices x slice tokens of each generation on
-either side. Drafters: an oracle of acceptance 0.9 (good), of 0.6 (mediocre) and junk, eight tokens after each commit, at
-once: what counts here is the verifier. The ratio is tokens a second on over off, median of the pairs with a 95%
+either side. Drafters: an oracle of acceptance 0.9 (good), of 0.6 (mediocre) and junk, eight tokens after each commit,
+at once: what counts here is the verifier. The ratio is tokens a second on over off, median of the pairs with a 95%
 bootstrap interval. Texts are checked to be equal.
 """
 

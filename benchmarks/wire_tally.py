@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, Self
 
+from pilotfish.addresses import Address, parse_addresses
 from pilotfish.client import AsyncClient
-from pilotfish.transport import Address, DeviceStream, Transport, parse_addresses
+from pilotfish.transport import DeviceStream, Transport
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
 
