@@ -1,7 +1,18 @@
 import assert from "node:assert/strict";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { after, before, test } from "node:test";
 
-import { Client, DeadlineExceeded, Generation, type Piece, type Stream, UnsupportedParameter } from "../src/index.js";
+import {
+  Client,
+  DeadlineExceeded,
+  FileFormatError,
+  Generation,
+  type Piece,
+  type Stream,
+  UnsupportedParameter,
+} from "../src/index.js";
 import type { WebSocketLike } from "../src/index.js";
 import { nodeWorker, Verifier } from "./verifier.js";
 
@@ -149,6 +160,24 @@ test("a cancelled answer is saved and goes on elsewhere", async () => {
   const saved = (stream.generation as Generation).toJson();
   const resumed = client.resume(saved);
   assert.deepEqual((await resumed.result()).tokenIds, expected.tokenIds);
+});
+
+test("saved generations go on in the other language", async () => {
+  const folder = mkdtempSync(join(tmpdir(), "generation-"));
+  const [here, there] = [join(folder, "here.json"), join(folder, "there.json")];
+  const params = { maxTokens: 30, temperature: 0.00001, topP: 0.9, stop: ["größer 😀"], seed: 2n ** 63n + 11n };
+  const expected = await client.generate(PROMPT, params).result();
+  const stream = client.generate(PROMPT, params);
+  for await (const piece of stream) if (piece.tokenIds.length > 0) stream.cancel();
+  writeFileSync(here, (stream.generation as Generation).toJson());
+  assert.deepEqual(await verifier.generateInPython(["--resume", here]), expected.tokenIds);
+  const options = ["--top-p", "0.9", "--logit-bias", '{"5": 1}', "--save", there];
+  const ids = await verifier.answerOfPython(PROMPT, 9, 1e-5, 2 ** 53 - 1, options);
+  const loaded = Generation.fromJson(readFileSync(there, "utf-8"));
+  assert.deepEqual(loaded.output, ids);
+  assert.deepEqual(Generation.fromJson(loaded.toJson()), loaded);
+  assert.throws(() => Generation.fromJson(loaded.toJson().replace('"attempt":1', '"attempt":2')), FileFormatError);
+  rmSync(folder, { recursive: true });
 });
 
 test("what is wrong is said with a type", async () => {

@@ -38,15 +38,17 @@ export class Verifier {
   }
 
   /** Token ids of the Python device's answer. */
-  async answerOfPython(prompt: string, maxTokens: number, temperature: number, seed: number): Promise<number[]> {
-    const { stdout } = await promisify(execFile)(
-      PYTHON,
-      [
-        ...["-m", "pilotfish", "generate", "--server", this.grpc, "--draft", "ngram", "--json"],
-        ...["--max-tokens", String(maxTokens), "--temperature", String(temperature), "--seed", String(seed), "--prompt", prompt],
-      ],
-      { cwd: ROOT },
-    );
+  answerOfPython(prompt: string, maxTokens: number, temperature: number, seed: number, more: string[] = []): Promise<number[]> {
+    return this.generateInPython([
+      ...["--max-tokens", String(maxTokens), "--temperature", String(temperature), "--seed", String(seed)],
+      ...["--prompt", prompt, ...more],
+    ]);
+  }
+
+  /** Token ids of what `pilotfish generate` answers. */
+  async generateInPython(more: string[]): Promise<number[]> {
+    const command = ["-m", "pilotfish", "generate", "--server", this.grpc, "--draft", "ngram", "--json", ...more];
+    const { stdout } = await promisify(execFile)(PYTHON, command, { cwd: ROOT });
     const lines = stdout.trim().split("\n");
     return (JSON.parse(lines[lines.length - 1]) as { token_ids: number[] }).token_ids;
   }

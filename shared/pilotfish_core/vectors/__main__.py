@@ -1,5 +1,5 @@
-"""``python -m pilotfish_core.vectors``: write ``sampling.json`` anew. With ``FOLDER [TOKENIZER]``: write the many vectors
-that are not kept (noise, sampling, frames, scripts of the device core, and with a tokenizer's folder texts) there.
+"""``python -m pilotfish_core.vectors``: write ``sampling.json`` anew. With ``FOLDER [TOKENIZER]``: write there the many
+vectors that are not kept (noise, sampling, frames, scripts of the device core, and with a tokenizer's folder texts).
 """
 
 from __future__ import annotations

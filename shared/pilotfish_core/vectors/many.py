@@ -1,4 +1,4 @@
-"""Many vectors of noise and sampling, made when they are needed: too many to keep. Same forms as in ``sampling.json``."""
+"""Many vectors of noise and sampling, made when they are needed: too many to keep. As those in ``sampling.json``."""
 
 from __future__ import annotations
 

@@ -159,7 +159,14 @@ class ScriptWorld:
         """Write it down, with the state that it leaves."""
         core, policy = self.core, self.core.policy
         state = [core.state.value, core.length, list(core.tail), core.next_deadline(), core.away]
-        chosen = [policy.arm.value, policy.reason.value, policy.window, policy.gain, policy.gather_s(3), policy.burst(2)]
+        chosen = [
+            policy.arm.value,
+            policy.reason.value,
+            policy.window,
+            policy.gain,
+            policy.gather_s(3),
+            policy.burst(2),
+        ]
         self.events.append([name, [event_form(value) for value in arguments], self.now, answer, state, chosen])
 
     def ask_for_draft(self) -> None:

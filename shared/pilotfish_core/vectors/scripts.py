@@ -1,15 +1,15 @@
 """Recorded scripts of the device core, for other languages to replay: what it is told and what it answers.
 
-``python -m pilotfish_core.vectors FOLDER`` writes them, among others. A script is an object with ``config``, ``prompt``,
-``maxTokens``, ``drafting``, ``hint``, ``keepsMemory`` (the policy goes on with what the script before it learned),
-``random`` (the numbers in [0, 1) that its backoff draws, in order) and ``events``, each a list of
+``python -m pilotfish_core.vectors FOLDER`` writes them, among others. A script is an object with ``config``,
+``prompt``, ``maxTokens``, ``drafting``, ``hint``, ``keepsMemory`` (the policy goes on with what the script before it
+learned), ``random`` (the numbers in [0, 1) that its backoff draws, in order) and ``events``, each a list of
 
     name, arguments, now, answer, state, choice
 
 ``answer`` is the list of actions, of ``draft_task`` the task as ``[keep, extend, count]``; ``state`` is
 ``[state, length, tail, next deadline, away]``; ``choice`` what the policy then says:
-``[arm, reason, window, gain, gather_s(3), burst(2)]``. The rule for the end of an answer, for what a device writes alone:
-token 49, or ``maxTokens`` of them.
+``[arm, reason, window, gain, gather_s(3), burst(2)]``. The rule for the end of an answer, for what a device writes
+alone: token 49, or ``maxTokens`` of them.
 """
 
 from __future__ import annotations
