@@ -1,4 +1,4 @@
-"""A TCP proxy whose connections break: after so many bytes, within a frame or not, or while the link is down."""
+"""A TCP proxy that counts, and whose connections break: after so many bytes, in mid-frame or not, or while down."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ READ_BYTES: Final = 65536
 
 class CuttingProxy:
     """Forwards connections to ``address``. ``bytes_until_cut`` is asked for each new one: after so many bytes, of both
-    directions together, it is reset; None: never. While the link is ``down``, connections are reset at once.
+    directions together, it is reset; None: never. While the link is down, connections are reset at once.
+    ``bytes_up`` and ``bytes_down`` have passed, to the address and from it.
     """
 
     def __init__(self, address: str, bytes_until_cut: Callable[[], int | None] = lambda: None) -> None:
@@ -26,6 +27,7 @@ class CuttingProxy:
         self._left: int | None = None
         self.cuts = 0
         self.refused = 0
+        self.bytes_up = self.bytes_down = 0
         self.address = ""
 
     async def __aenter__(self) -> Self:
@@ -68,8 +70,8 @@ class CuttingProxy:
         if self._down:
             link.reset()
         pumps = [
-            asyncio.create_task(self._pump(link, source, sink))
-            for source, sink in ((reader, there_writer), (there_reader, writer))
+            asyncio.create_task(self._pump(link, source, sink, upward))
+            for source, sink, upward in ((reader, there_writer, True), (there_reader, writer, False))
         ]
         for task in pumps:
             self._tasks.add(task)
@@ -77,10 +79,14 @@ class CuttingProxy:
         await asyncio.wait(pumps)
         self._links.discard(link)
 
-    async def _pump(self, link: _Link, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    async def _pump(self, link: _Link, source: asyncio.StreamReader, sink: asyncio.StreamWriter, upward: bool) -> None:
         try:
             while data := await source.read(READ_BYTES):
                 let_through = link.allowed(len(data))
+                if upward:
+                    self.bytes_up += let_through
+                else:
+                    self.bytes_down += let_through
                 sink.write(data[:let_through])
                 await sink.drain()
                 if let_through < len(data):

@@ -27,8 +27,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.cutting_proxy import CuttingProxy
 from benchmarks.spread_model import FIRST, LARGE_VOCABULARY, STRIDE, spread_model
-from benchmarks.wire_tally import CountingProxy, tallied_client
+from benchmarks.wire_tally import tallied_client
 from pilotfish.bench.machine import machine
 from pilotfish.client import AsyncClient, AsyncStream
 from pilotfish.demo.stage import VerifierProcess, find_reference
@@ -61,7 +62,7 @@ async def measure_model(
     cells: list[dict[str, Any]] = []
     with VerifierProcess(target, "--dtype", "bfloat16", "--deterministic") as verifier:
         await asyncio.to_thread(verifier.wait_ready)
-        async with CountingProxy(verifier.address) as proxy:
+        async with CuttingProxy(verifier.address) as proxy:
             expected: list[list[int]] = []
             vocabulary = 0
             drafters: list[tuple[str, int]] = [("none", 0)]

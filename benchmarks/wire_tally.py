@@ -2,64 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 from collections.abc import AsyncIterator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from benchmarks.cutting_proxy import CuttingProxy
 from pilotfish.addresses import Address, parse_addresses
 from pilotfish.client import AsyncClient
 from pilotfish.transport import DeviceStream, Transport
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
-
-
-class CountingProxy:
-    """Forwards TCP connections to an address and counts bytes: ``up`` to it, ``down`` from it."""
-
-    def __init__(self, address: str) -> None:
-        (self._target,) = parse_addresses(address)
-        self._writers: list[asyncio.StreamWriter] = []
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.up = 0
-        self.down = 0
-        self.address = ""
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        self.address = f"grpc://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._server.close()
-        for writer in self._writers:
-            writer.close()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there_reader, there_writer = await asyncio.open_connection(self._target.host, self._target.port)
-        self._writers += (writer, there_writer)
-        for source, sink, upward in ((reader, there_writer, True), (there_reader, writer, False)):
-            task = asyncio.create_task(self._pump(source, sink, upward))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, upward: bool) -> None:
-        try:
-            while data := await source.read(65536):
-                if upward:
-                    self.up += len(data)
-                else:
-                    self.down += len(data)
-                sink.write(data)
-                await sink.drain()
-        except ConnectionError:
-            pass
-        finally:
-            sink.close()
 
 
 @dataclasses.dataclass(slots=True)
@@ -162,7 +114,7 @@ def committed_tokens_in(frame: pb.CloudFrame) -> int:
 
 
 class _TalliedStream(DeviceStream):
-    def __init__(self, stub: pb_grpc.VerifierAsyncStub, tally: Tally, proxy: CountingProxy) -> None:
+    def __init__(self, stub: pb_grpc.VerifierAsyncStub, tally: Tally, proxy: CuttingProxy) -> None:
         self._tally = tally
         self._proxy = proxy
         super().__init__(stub)
@@ -172,25 +124,25 @@ class _TalliedStream(DeviceStream):
         super().send(frame)
 
     async def frames(self) -> AsyncIterator[pb.CloudFrame]:
-        up, down, opened = self._proxy.up, self._proxy.down, False
+        up, down, opened = self._proxy.bytes_up, self._proxy.bytes_down, False
         try:
             async for frame in super().frames():
                 self._tally.received(frame)
                 if not opened:
                     opened = True
-                    self._tally.opening_up += self._proxy.up - up
-                    self._tally.opening_down += self._proxy.down - down
-                    up, down = self._proxy.up, self._proxy.down
+                    self._tally.opening_up += self._proxy.bytes_up - up
+                    self._tally.opening_down += self._proxy.bytes_down - down
+                    up, down = self._proxy.bytes_up, self._proxy.bytes_down
                 yield frame
         finally:
-            self._tally.socket_up += self._proxy.up - up
-            self._tally.socket_down += self._proxy.down - down
+            self._tally.socket_up += self._proxy.bytes_up - up
+            self._tally.socket_down += self._proxy.bytes_down - down
 
 
 class TalliedTransport(Transport):
     """A transport that counts frames in ``tally`` and, for one stream at a time, the proxy's bytes."""
 
-    def __init__(self, addresses: tuple[Address, ...], proxy: CountingProxy) -> None:
+    def __init__(self, addresses: tuple[Address, ...], proxy: CuttingProxy) -> None:
         super().__init__(addresses)
         self._proxy = proxy
         self.tally = Tally()
@@ -200,7 +152,7 @@ class TalliedTransport(Transport):
         return _TalliedStream(self._stub(self.addresses[number % len(self.addresses)]), self.tally, self._proxy)
 
 
-def tallied_client(proxy: CountingProxy, **options: Any) -> tuple[AsyncClient, TalliedTransport]:
+def tallied_client(proxy: CuttingProxy, **options: Any) -> tuple[AsyncClient, TalliedTransport]:
     """A client whose every byte is counted."""
     client = AsyncClient(proxy.address, **options)
     transport = TalliedTransport(parse_addresses(proxy.address), proxy)

@@ -13,7 +13,7 @@ import math
 from typing import Any, Final
 
 from pilotfish_core.estimators import Acceptance, Average, RoundTrip
-from pilotfish_core.goodput import Pipeline, best_hold, best_lockstep
+from pilotfish_core.goodput import FlatStep, Pipeline, best_hold, best_lockstep
 from pilotfish_core.modes import Advice, Arm, CloudDraft, Hint, Mode, Objective, Pace, Pacing
 from pilotfish_core.tuning import DraftTuning
 
@@ -297,7 +297,8 @@ class DraftPolicy:
         """The acceptance that arms are chosen by: what all answers showed, as far as this one does not contradict it.
         What a few comparisons say changes with the luck of the draft, and so would the arm.
         """
-        return min(max(self.memory.acceptance.rate, self.acceptance.lower), self.acceptance.upper)
+        lower, upper = self.acceptance.bounds
+        return min(max(self.memory.acceptance.rate, lower), upper)
 
     @property
     def _depth(self) -> int:
@@ -321,11 +322,12 @@ class DraftPolicy:
         step, draft = self._plain_step(), self.memory.draft_time.value
         if step is None or step <= 0 or draft is None or not self._experienced:
             return None
+        lasting = self._lasting
         pipeline = Pipeline(
-            acceptance=self._lasting,
+            acceptance=lasting,
             response=(self.memory.round_trip.now or 0.0) + draft,
             gap=draft,
-            window=min(self.config.window, depth(self._lasting, self._tuning.worth)),
+            window=min(self.config.window, depth(lasting, self._tuning.worth)),
         )
         return pipeline, step
 
@@ -340,7 +342,7 @@ class DraftPolicy:
         if known is None:
             return None
         pipeline, step = known
-        best = best_hold(pipeline, lambda rows: step, cap=HOLD_CAP_S)
+        best = best_hold(pipeline, FlatStep(step), cap=HOLD_CAP_S)
         return best.rate * step - 1.0, best.busy / step
 
     def _lockstep_window(self) -> int:
@@ -348,7 +350,7 @@ class DraftPolicy:
         if known is None:
             return min(self.config.window, 2 * FIRST_WINDOW) if self.config.adaptive else self.config.window
         pipeline, step = known
-        return best_lockstep(pipeline, lambda rows: step)
+        return best_lockstep(pipeline, FlatStep(step))
 
     def _gains(self) -> dict[Arm, float]:
         """Of each arm that AUTO could take and of which enough is known, corrected by what came of it before."""

@@ -82,9 +82,14 @@ class Acceptance:
 
     def observe(self, accepted: int, *, refuted: bool) -> None:
         """``accepted`` tokens in a row were the target's; ``refuted``: the one after them was not."""
-        for match in [1.0] * accepted + [0.0] * refuted:
-            self._accepted = self._accepted * self._keep + match
-            self._compared = self._compared * self._keep + 1.0
+        keep, matches, compared = self._keep, self._accepted, self._compared
+        for _ in range(accepted):
+            matches = matches * keep + 1.0
+            compared = compared * keep + 1.0
+        if refuted:
+            matches *= keep
+            compared = compared * keep + 1.0
+        self._accepted, self._compared = matches, compared
         self.compared += accepted + refuted
 
     @property
@@ -100,21 +105,24 @@ class Acceptance:
     @property
     def upper(self) -> float:
         """An upper bound at about 95%, Wilson's: what the rate could still be."""
-        return self._bound(+1.0)
+        return self.bounds[1]
 
     @property
     def lower(self) -> float:
         """The lower bound to it."""
-        return self._bound(-1.0)
+        return self.bounds[0]
 
-    def _bound(self, sign: float) -> float:
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """``lower`` and ``upper``."""
         n, z = self._compared, 1.645
         if n <= 0.0:
-            return 1.0 if sign > 0 else 0.0
+            return 0.0, 1.0
         p = self._accepted / n
         middle = p + z * z / (2 * n)
         spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        return min(1.0, max(0.0, (middle + sign * spread) / (1 + z * z / n)))
+        size = 1 + z * z / n
+        return max(0.0, (middle - spread) / size), min(1.0, (middle + spread) / size)
 
 
 class Response:

@@ -21,6 +21,17 @@ MIN_GAP_S: Final = 1e-5
 StepTimeOf = Callable[[int], float]  # rows -> seconds
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class FlatStep:
+    """A step that takes the same time whatever its rows: all that a device knows of the target."""
+
+    seconds: float
+
+    def __call__(self, rows: int) -> float:
+        """``seconds``."""
+        return self.seconds
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Pipeline:
     """What is known of one generation: see the module. Times in seconds."""
@@ -42,6 +53,8 @@ def best_rows(acceptance: float, available: int, step_time: StepTimeOf, *, other
     """How many of ``available`` draft tokens one generation should verify in a step that has ``others`` more rows, each
     of which yields a token and waits for the step.
     """
+    if isinstance(step_time, FlatStep):
+        return available
     best, best_rate = 0, (1.0 + others) / step_time(1 + others)
     for drafts in range(1, available + 1):
         rate = (1.0 + others + expected_accepted(acceptance, drafts)) / step_time(1 + drafts + others)
@@ -99,15 +112,16 @@ def rate(pipeline: Pipeline, step_time: StepTimeOf, hold: float = 0.0) -> float:
 
 def expect(pipeline: Pipeline, step_time: StepTimeOf, hold: float = 0.0) -> Expectation:
     """What to expect when the cloud holds each step after a renewal for up to ``hold`` seconds."""
-    a, gap = pipeline.acceptance, max(pipeline.gap, MIN_GAP_S)
+    a, gap, response = pipeline.acceptance, max(pipeline.gap, MIN_GAP_S), pipeline.response
     plain = step_time(1)
     tokens = time = 0.0
     alive, at = 1.0, hold
     time += hold
     for decided in range(MAX_PLAIN_STEPS):
-        arrived = 0 if at < pipeline.response else 1 + math.floor((at - pipeline.response) / gap + 1e-9)
-        drafts = min(arrived - decided, pipeline.window)
-        drafts = best_rows(a, drafts, step_time) if drafts > 0 else 0
+        drafts = 0
+        if at >= response:
+            drafts = min(1 + math.floor((at - response) / gap + 1e-9) - decided, pipeline.window)
+            drafts = best_rows(a, drafts, step_time) if drafts > 0 else 0
         if drafts > 0:
             step = step_time(1 + drafts)
             tokens += alive * (1.0 + expected_accepted(a, drafts))

@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pilotfish_core.goodput import (
+    FlatStep,
     Pipeline,
     StepTimeOf,
     best_hold,
+    best_lockstep,
     best_rows,
     expected_accepted,
     lockstep_rate,
@@ -107,3 +109,20 @@ def test_expected_accepted() -> None:
     assert expected_accepted(0.5, 3) == pytest.approx(0.875)
     assert expected_accepted(1.0, 4) == 4.0
     assert expected_accepted(0.0, 4) == 0.0
+
+
+@given(
+    acceptance=st.floats(0.01, 0.99),
+    response=st.floats(0.0, 0.5),
+    gap=st.floats(1e-5, 0.2),
+    window=st.integers(1, 32),
+    seconds=st.floats(0.001, 0.5),
+)
+def test_a_step_of_one_length_is_short_cut_to_the_same_figures(
+    acceptance: float, response: float, gap: float, window: int, seconds: float
+) -> None:
+    pipeline = Pipeline(acceptance=acceptance, response=response, gap=gap, window=window)
+    flat, plain = FlatStep(seconds), linear(seconds, 0.0)
+    assert rate(pipeline, flat) == pytest.approx(rate(pipeline, plain))
+    assert best_hold(pipeline, flat, cap=0.05).rate == pytest.approx(best_hold(pipeline, plain, cap=0.05).rate)
+    assert best_lockstep(pipeline, flat) == best_lockstep(pipeline, plain)

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from benchmarks.cutting_proxy import CuttingProxy
 from benchmarks.spread_model import LARGE_VOCABULARY, spread_model
 from benchmarks.wire import BARS, answer, over_bar
-from benchmarks.wire_tally import CountingProxy, Tally, tallied_client
+from benchmarks.wire_tally import Tally, tallied_client
 from pilotfish.demo.stage import VerifierProcess
 from pilotfish.drafters.oracle import OracleDrafter
 from pilotfish_core.drafter import Drafter
@@ -33,15 +34,15 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def proxy(target: Path) -> AsyncIterator[CountingProxy]:
+async def proxy(target: Path) -> AsyncIterator[CuttingProxy]:
     with VerifierProcess(target, "--dtype", "bfloat16", "--deterministic") as verifier:
         await asyncio.to_thread(verifier.wait_ready, 250.0)
-        async with CountingProxy(verifier.address) as proxy:
+        async with CuttingProxy(verifier.address) as proxy:
             yield proxy
 
 
 async def measured(
-    proxy: CountingProxy, target: Path, prompt: list[int], draft: str | Drafter | None, window: int = 8
+    proxy: CuttingProxy, target: Path, prompt: list[int], draft: str | Drafter | None, window: int = 8
 ) -> tuple[Tally, list[int]]:
     client, transport = tallied_client(proxy, draft=draft, tokenizer=target, window=window)
     async with client:
@@ -52,7 +53,7 @@ async def measured(
     return transport.tally, stream.generation.output
 
 
-async def test_payload_stays_under_the_bars_at_a_large_vocabulary(proxy: CountingProxy, target: Path) -> None:
+async def test_payload_stays_under_the_bars_at_a_large_vocabulary(proxy: CuttingProxy, target: Path) -> None:
     source = random.Random(0)
     prompt = [source.randrange(4096) * 37 + 23 for _ in range(24)]
     alone, output = await measured(proxy, target, prompt, None)
@@ -74,7 +75,7 @@ async def test_payload_stays_under_the_bars_at_a_large_vocabulary(proxy: Countin
         assert cell["bytes_per_commit"] <= max(BARS["bytes per commit"], 3 * cell["tokens_per_commit"] + 3), cell
 
 
-async def test_a_prompt_crosses_once(proxy: CountingProxy, target: Path) -> None:
+async def test_a_prompt_crosses_once(proxy: CuttingProxy, target: Path) -> None:
     source = random.Random(1)
     prompt = [source.randrange(500, 4096) * 37 + 23 for _ in range(800)]  # three bytes each
     tally, _ = await measured(proxy, target, prompt, "ngram")
