@@ -57,19 +57,14 @@ class EndRule:
 class Jitter(random.Random):
     """Remembers what it gave."""
 
-    def __new__(cls, seed: int) -> Jitter:
-        return super().__new__(cls, seed)
-
     def __init__(self, seed: int) -> None:
-        super().__init__(seed)
         self.given: list[float] = []
+        super().__init__(seed)
 
     def random(self) -> float:
         """As the base's."""
-        value = super().random()
-        if hasattr(self, "given"):
-            self.given.append(value)
-        return value
+        self.given.append(super().random())
+        return self.given[-1]
 
 
 class ScriptWorld:
@@ -158,15 +153,9 @@ class ScriptWorld:
     def note(self, name: str, arguments: tuple[Any, ...], answer: Any) -> None:
         """Write it down, with the state that it leaves."""
         core, policy = self.core, self.core.policy
-        state = [core.state.value, core.length, list(core.tail), core.next_deadline(), core.away]
-        chosen = [
-            policy.arm.value,
-            policy.reason.value,
-            policy.window,
-            policy.gain,
-            policy.gather_s(3),
-            policy.burst(2),
-        ]
+        state: list[Any] = [core.state.value, core.length, list(core.tail), core.next_deadline(), core.away]
+        chosen: list[Any] = [policy.arm.value, policy.reason.value, policy.window, policy.gain]
+        chosen += [policy.gather_s(3), policy.burst(2)]
         self.events.append([name, [event_form(value) for value in arguments], self.now, answer, state, chosen])
 
     def ask_for_draft(self) -> None:

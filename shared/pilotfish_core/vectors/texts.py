@@ -13,8 +13,9 @@ from pilotfish_core.tokenizer import Tokenizer
 
 CASES: Final = 300
 _PIECES: Final = (
-    "def quicksort(items):\n    ", "return ", "self.", " = [1, 2.5, 'x']", "\t", "  ", "\r\n", "äöüß", "日本語", "😀👩‍👩‍👧",
-    "é", "e\u0301", "\u200b", "\ufeff", "#!", "0x1F", "__init__", "\u00a0", "\u0085", "\u2028", "'''", "λ x: x", "\\n", "%", "END", "ING",
+    "def quicksort(items):\n    ", "return ", "self.", " = [1, 2.5, 'x']", "\t", "  ", "\r\n", "äöüß", "日本語",
+    "😀\U0001f469\u200d\U0001f467", "é", "e\u0301", "\u200b", "\ufeff", "#!", "0x1F", "__init__", "\u00a0", "\u0085",
+    "\u2028", "'''", "λ x: x", "\\n", "%", "END", "ING",
 )  # fmt: skip
 
 
