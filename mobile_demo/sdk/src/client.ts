@@ -10,7 +10,7 @@ import { type FileCache, usualFileCache } from "./file_cache.js";
 import { Generation } from "./generation.js";
 import { LocalDriver } from "./local_driver.js";
 import { type Arm, ARMS, deviceDrafts, type Hint, NO_HINT, type Objective, OBJECTIVES } from "./modes.js";
-import { SAMPLING_NAMES, type SamplingOptions, samplingParams } from "./parameters.js";
+import { type SamplingOptions, samplingParams } from "./parameters.js";
 import { type DraftChoice, Preparation } from "./preparation.js";
 import { SentPrompts } from "./prompts.js";
 import type { TimelineEvent } from "./result.js";
@@ -335,6 +335,3 @@ function checkIds(prompt: readonly number[]): void {
     }
   }
 }
-
-/** The names of all sampling parameters, as `generate` takes them. */
-export { SAMPLING_NAMES };

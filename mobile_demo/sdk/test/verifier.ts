@@ -10,8 +10,8 @@ import { Worker } from "node:worker_threads";
 import type { WorkerLike } from "../src/index.js";
 import type { FromWorker } from "../src/worker_messages.js";
 
-const ROOT = fileURLToPath(new URL("../../../../", import.meta.url)); // from build/sdk/test
-const PYTHON = process.env.PYTHON ?? `${ROOT}.venv/bin/python`;
+export const ROOT = fileURLToPath(new URL("../../../../", import.meta.url)); // from build/sdk/test
+export const PYTHON = process.env.PYTHON ?? `${ROOT}.venv/bin/python`;
 const DRAFT = fileURLToPath(new URL("../../draft/", import.meta.url));
 
 export class Verifier {
