@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -138,7 +139,8 @@ def test_depth() -> None:
 
 
 def streaming(**options: object) -> DeviceCore:
-    config = DeviceConfig(window=8, measure_every_s=1000.0, **options)  # type: ignore[arg-type]
+    fields: dict[str, Any] = {"window": 8, "measure_every_s": 1000.0} | options
+    config = DeviceConfig(**fields)
     device = DeviceCore(prompt=(1, 2), output=[], max_tokens=100, config=config, drafting=True)
     device.start(0.0)
     device.opened(Opened(model="m", fingerprint="f", max_model_len=500, max_draft_tokens=8, max_unacknowledged=64), 0.0)
@@ -226,9 +228,7 @@ def test_paused_drafts_are_not_sent() -> None:
 
 
 def test_the_round_trip_is_measured_while_drafting() -> None:
-    device = streaming()
-    device._config = DeviceConfig(measure_every_s=1.0)
-    device._measured_at = 0.0
+    device = streaming(measure_every_s=1.0)
     (action,) = device.expired(1.0)
     assert isinstance(action, SendPing)
     device.heard(Pong(action.ping.nonce), 1.05)
