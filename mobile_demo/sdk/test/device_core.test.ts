@@ -24,6 +24,7 @@ interface Script {
   prompt: number[];
   maxTokens: number;
   drafting: boolean;
+  unverified: number[];
   hint: Hint;
   config: Partial<DeviceConfig>;
   random: number[];
@@ -64,6 +65,7 @@ function replay(script: Script, memory: PolicyMemory): void {
     random: () => random.next().value ?? NaN,
     memory,
     hint: script.hint,
+    unverified: script.unverified,
     finishRule: () => new EndRule(script.maxTokens),
   });
   for (const [number, [name, given, now, answer, state, choice]] of script.events.entries()) {

@@ -96,9 +96,12 @@ class ScriptWorld:
             measure_every_s=choose((0.05, 0.5)),
             offline=offline if self.drafting else None,
         )
+        again = self.config.offline is not None and self.chance.random() < 0.3
+        self.restored = [self.chance.randrange(VOCABULARY) for _ in range(3)] if again else []
         self.limits = CloudLimits(max_draft_tokens=choose((4, 64)), max_unacknowledged=choose((6, 40, 512)))
         self.events: list[list[Any]] = []
         self.now = float(self.chance.randint(0, 1000))
+        self.question = 0  # number of the app's last one
         self.stream = 0  # what was sent on an older one is lost
         self.dark = False  # whether the link swallows everything
         self.cloud: CloudCore | None = None
@@ -116,6 +119,7 @@ class ScriptWorld:
             memory=self.memory,
             hint=choose((None, None, Hint(battery_low=True), Hint(metered_network=True, prefer_fast=True))),
             finish_rule=lambda: EndRule(self.max_tokens),
+            unverified=self.restored,
         )
         self.first_hint = self.core.policy.hint
 
@@ -192,6 +196,7 @@ class ScriptWorld:
             case SendPing(ping):
                 self.up(lambda _: self.down("heard", lambda: (self.core.heard, Pong(ping.nonce))))
             case AskWhether(number, _):
+                self.question = number
                 choice = self.chance.choice((OnReconnect.VERIFY, OnReconnect.KEEP))
                 wrong = self.chance.random() < 0.2
                 self.after(self.chance.uniform(0, 0.5), lambda: self.answer(number - wrong, choice))
@@ -202,7 +207,7 @@ class ScriptWorld:
         """The app's; one to an older question is followed by the right one."""
         self.tell("answered", self.core.answered, number, choice)
         if self.core.state is DeviceState.ASKING:
-            self.after(0.1, lambda: self.answer(self.core._question, choice))
+            self.after(0.1, lambda: self.answer(self.question, choice))
 
     # -- what comes between -----------------------------------------------------------------------------------------
 

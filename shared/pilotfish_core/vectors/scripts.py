@@ -1,8 +1,9 @@
 """Recorded scripts of the device core, for other languages to replay: what it is told and what it answers.
 
 ``python -m pilotfish_core.vectors FOLDER`` writes them, among others. A script is an object with ``config``,
-``prompt``, ``maxTokens``, ``drafting``, ``hint``, ``keepsMemory`` (the policy goes on with what the script before it
-learned), ``random`` (the numbers in [0, 1) that its backoff draws, in order) and ``events``, each a list of
+``prompt``, ``maxTokens``, ``drafting``, ``hint``, ``unverified`` (what was shown the last time), ``keepsMemory`` (the
+policy goes on with what the script before it learned), ``random`` (the numbers in [0, 1) that its backoff draws, in
+order) and ``events``, each a list of
 
     name, arguments, now, answer, state, choice
 
@@ -40,6 +41,7 @@ def script_vectors(count: int = SCRIPTS) -> list[dict[str, Any]]:
                 "prompt": world.prompt,
                 "maxTokens": world.max_tokens,
                 "drafting": world.drafting,
+                "unverified": world.restored,
                 "hint": hint_form(world.first_hint),
                 "config": config_form(world.config),
                 "random": world.jitter.given,
