@@ -89,6 +89,19 @@ def test_an_arm_is_judged_by_what_it_brings() -> None:
     assert (memory.truth[Arm.ASYNC].value or 1.0) < 0.7
 
 
+def test_commits_that_come_all_at_once_say_nothing_of_speed() -> None:
+    """As those do that were held while the app was asked what becomes of unverified text."""
+    memory = PolicyMemory()
+    policy = DraftPolicy(DraftPolicyConfig(), memory)
+    for step in range(40):
+        policy.drafted(1, 0.002)
+        policy.committed(1, 1, refuted=False, now=step * STEP_S)
+    before = memory.truth[Arm.ASYNC].count
+    for _ in range(40):
+        policy.committed(1, 1, refuted=False, now=40 * STEP_S)
+    assert memory.truth[Arm.ASYNC].count <= before + 1
+
+
 def test_drafts_that_are_always_too_late_are_given_up() -> None:
     """Not one comes in time to be compared."""
     policy = DraftPolicy(DraftPolicyConfig(window=16))
