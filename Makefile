@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTOENV := $(VENV)/proto
 PROTO := protos/pilotfish_core/proto/v1/verifier.proto
 
-.PHONY: demo check test servers lint types proto clean
+.PHONY: demo mobile-demo mobile check test servers node browser lint types proto clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
@@ -20,10 +20,39 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/pilotfish demo
 
+# The browser as the device: a page that is built here, served by a verifier, opened on a phone.
+mobile-demo: $(STAMP) mobile
+	@$(BIN)/python -m mobile_demo.serve $(if $(PORT),--http-port $(PORT)) $(ARGS)
+
+MOBILE := mobile_demo/dist/index.html
+MODULES := mobile_demo/node_modules/.package-lock.json
+mobile: $(MOBILE)
+
+$(MODULES): mobile_demo/package.json mobile_demo/package-lock.json
+	@$(MAKE) --no-print-directory node
+	cd mobile_demo && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+$(MOBILE): $(MODULES) $(shell find mobile_demo/app mobile_demo/sdk/src -type f 2>/dev/null)
+	cd mobile_demo && node app/build.mjs
+
+node:
+	@node -e 'process.exit(process.versions.node.split(".")[0] < 18)' 2>/dev/null && command -v npm >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends nodejs npm >/dev/null; \
+	else echo "the page is built by Node 18 or newer, with npm. Debian: sudo apt-get install -y nodejs npm"; exit 1; fi
+
+# What the tests of the page run it in.
+browser:
+	@test -x /usr/bin/chromium && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fonts-liberation >/dev/null; \
+	else echo "the tests of the page need Chromium. Debian: sudo apt-get install -y chromium fonts-liberation"; exit 1; fi
+
 check: $(STAMP) lint types
 	$(BIN)/python -m pytest -q -m 'not slow'
 
-test: $(STAMP) $(PROTOENV)/bin/python servers
+test: $(STAMP) $(PROTOENV)/bin/python servers browser mobile
 	$(BIN)/python -m pytest -q
 
 # What the tests of several replicas run for real. Nothing is started but by the tests, on ports of their own.
@@ -52,4 +81,4 @@ proto: $(PROTOENV)/bin/python
 		--grpc_python_out=$(or $(OUT),shared) --mypy_out=quiet:$(or $(OUT),shared) --mypy_grpc_out=quiet:$(or $(OUT),shared) $(PROTO)
 
 clean:
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist mobile_demo/dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
