@@ -1,15 +1,15 @@
 // Builds the page into mobile_demo/dist: modules bundled, names by content, the runtime copied from node_modules.
-// `node app/build.mjs` from mobile_demo; prints the sizes.
+// `node app/build.mjs [OUT]` from mobile_demo; prints the sizes.
 import { createHash } from "node:crypto";
 import { cp, mkdir, readFile, readdir, rm, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
-import { dirname, join } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { gzipSync } from "node:zlib";
 import { build } from "esbuild";
 
 const APP = dirname(fileURLToPath(import.meta.url));
-const DIST = join(APP, "..", "dist");
+const DIST = resolve(process.argv[2] ?? join(APP, "..", "dist"));
 const COMPRESSED_LIMIT = 150_000; // bytes of JavaScript without the runtime
 const RUNTIME_FILES = ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"];
 
