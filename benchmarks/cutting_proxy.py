@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
 
-from pilotfish.transport import parse_addresses
+from pilotfish.addresses import parse_addresses
 
 READ_BYTES: Final = 65536
 

@@ -25,12 +25,13 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pilotfish.addresses import parse_addresses
 from pilotfish.bench.machine import load, machine
 from pilotfish.bench.pinning import Pins, pinned
 from pilotfish.bench.prompts import PROMPTS
 from pilotfish.client import AsyncClient
 from pilotfish.demo.stage import exported_draft, find_reference, inflated_target
-from pilotfish.transport import DeviceStream, Transport, parse_addresses
+from pilotfish.transport import DeviceStream, Transport
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 
 
@@ -56,7 +57,7 @@ async def serve(model: Path, engine_thread: bool, engine_on: int | None) -> None
     await server.start()
     delays: list[float] = []
     if server.service is not None:
-        server.service.on_written = delays.append
+        server.service.calls.on_written = delays.append
     print(f"grpc://127.0.0.1:{server.port}", flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
         if line.strip() == "forget":

@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from benchmarks.cutting_proxy import CuttingProxy
+from pilotfish.addresses import Address, parse_addresses
 from pilotfish.client import AsyncClient
-from pilotfish.transport import Address, DeviceStream, Transport, parse_addresses
+from pilotfish.transport import DeviceStream, Transport
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
 

@@ -8,9 +8,11 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pilotfish_cloud.engine.model_source import is_model_id
 from pilotfish_cloud.options import Layered, layered, option, options_of
+from pilotfish_cloud.origins import ANY, Origins
 from pilotfish_core.admission import ResumePolicy
 from pilotfish_core.errors import InvalidParameter
 
@@ -19,6 +21,7 @@ SPECULATIONS = ("goodput", "fixed")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
 OPERATOR_ACCESS = ("open", "key", "off")
+DEMO_FOLDER = Path(__file__).resolve().parents[2] / "mobile_demo" / "dist"  # of a clone
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,20 @@ class ServerConfig:
     )
     http_url: str | None = option(
         None, "where devices reach the HTTP port, if not at this host and port, as https://host", metavar="URL"
+    )
+    # -- devices in browsers
+    allow_origins: tuple[str, ...] = option(
+        (),
+        "pages of this origin may speak to the verifier too, as https://app.example; give it again for more; *: all, "
+        "only where no keys are asked for",
+        key="allow_origin",
+        metavar="ORIGIN",
+    )
+    demo: Path | None = option(
+        None,
+        "serve the demo, a page that is a device, under /demo/; without DIR the one that is built in this clone",
+        metavar="DIR",
+        bare=DEMO_FOLDER,
     )
     max_unacknowledged: int = option(512, "committed tokens that a device may leave unacknowledged", low=1, high=2**20)
     # -- limits
@@ -150,8 +167,9 @@ class ServerConfig:
             self.replica_name.isprintable() and 0 < len(self.replica_name) <= 100
         ):
             raise InvalidParameter.of("--replica-name", self.replica_name, "up to 100 printable characters")
-        if self.http_url is not None and not re.fullmatch(r"https?://[^/?#\s@]+(/[^?#\s]*)?", self.http_url):
+        if self.http_url is not None and not _is_http_url(self.http_url):
             raise InvalidParameter.of("--http-url", self.http_url, "http://HOST[:PORT] or https://HOST[:PORT]")
+        Origins(self.allow_origins)
         self._check_security()
 
     def _check_security(self) -> None:
@@ -164,6 +182,9 @@ class ServerConfig:
                 "--resume ticket needs --secret-file: a replica must know the tickets of the others, and its own after "
                 "a restart"
             )
+        if ANY in self.allow_origins and (self.keys_file is not None or self.tls_client_ca is not None):
+            # A browser shows a client certificate for whatever page asks.
+            raise InvalidParameter("--allow-origin * does not go with --keys-file or --tls-client-ca; name the origins")
         if self.insecure or is_loopback(self.host):
             return
         missing = [] if self.tls_cert is not None else ["TLS (--tls-cert, --tls-key)"]
@@ -182,6 +203,8 @@ class ServerConfig:
         """The configuration, and where each value came from. Raises InvalidParameter, FileFormatError."""
         found = layered(options_of(cls), file=file, environment=environment, flags=flags)
         values = dict(found.values)
+        if "model" not in values and found.origins["demo"] == "--demo":
+            raise InvalidParameter("give the model, before --demo, which takes what follows for its folder")
         if "model" not in values:
             raise InvalidParameter("give the model: MODEL, `model` in the configuration file, or PILOTFISH_MODEL")
         for name, value in values.items():
@@ -199,6 +222,18 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _is_http_url(text: str) -> bool:
+    """With a host, and at most a path after it."""
+    if not re.fullmatch(r"https?://[^/?#\s@]+(/[^?#\s]*)?", text):
+        return False
+    try:
+        parts = urlsplit(text)
+        port = parts.port  # raises for what is none
+    except ValueError:
+        return False
+    return bool(parts.hostname) and port != 0 and not parts.netloc.endswith(":")
 
 
 def _name_of(model: Path) -> str:

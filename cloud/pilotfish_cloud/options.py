@@ -26,7 +26,9 @@ _METADATA: Final = "option"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Option:
-    """One option, complete: ``field`` of the dataclass, ``key`` in files; ``kind`` is int, float, bool, str or Path."""
+    """One option, complete: ``field`` of the dataclass, ``key`` in files; ``kind`` is int, float, bool, str, Path or,
+    for several texts, tuple.
+    """
 
     field: str
     key: str
@@ -39,6 +41,7 @@ class Option:
     high: float | None
     positional: bool
     model: bool  # a path that may be a Hugging Face id instead
+    bare: Path | None  # what the flag means without a value, and "true" elsewhere
 
     @property
     def flag(self) -> str:
@@ -72,11 +75,12 @@ def option(
     high: float | None = None,
     positional: bool = False,
     model: bool = False,
+    bare: Path | None = None,
 ) -> Any:
     """A dataclass field that is an option; ``default`` may be dataclasses.MISSING."""
     metadata = {"key": key, "help": help, "metavar": metavar, "choices": tuple(choices), "low": low, "high": high}
     return dataclasses.field(
-        default=default, metadata={_METADATA: metadata | {"positional": positional, "model": model}}
+        default=default, metadata={_METADATA: metadata | {"positional": positional, "model": model, "bare": bare}}
     )
 
 
@@ -97,7 +101,7 @@ def options_of(kind: type) -> dict[str, Option]:
 def add_flags(parser: argparse.ArgumentParser, options: Mapping[str, Option]) -> None:
     """Flags for all of them; one that was not given is not in the namespace."""
     for entry in options.values():
-        shown = {} if entry.default in (None, "", dataclasses.MISSING) else {"(default: %s)": entry.default}
+        shown = {} if entry.default in (None, "", (), dataclasses.MISSING) else {"(default: %s)": entry.default}
         text = " ".join([entry.help, *(form % value for form, value in shown.items())]).replace("%", "%%")
         extra: dict[str, Any] = {"help": text, "default": argparse.SUPPRESS}
         if entry.positional:
@@ -108,8 +112,17 @@ def add_flags(parser: argparse.ArgumentParser, options: Mapping[str, Option]) ->
         else:
             if entry.choices:
                 extra["choices"] = entry.choices
+            if entry.bare is not None:
+                extra |= {"nargs": "?", "const": entry.bare}
+            if entry.kind is tuple:
+                extra |= {"action": "append"}
             metavar = entry.metavar or ("N" if entry.kind in (int, float) else None)
-            parser.add_argument(entry.flag, dest=entry.field, metavar=metavar, type=entry.kind, **extra)
+            parser.add_argument(entry.flag, dest=entry.field, metavar=metavar, type=_read_as(entry), **extra)
+
+
+def _read_as(entry: Option) -> type:
+    """Of one value on the command line."""
+    return str if entry.kind is tuple else entry.kind
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -143,19 +156,26 @@ def layered(
             values[entry.field] = _from_text(entry, text)
             origins[entry.field] = entry.variable
         if getattr(flags, entry.field, None) is not None:
-            values[entry.field] = getattr(flags, entry.field)
+            given = getattr(flags, entry.field)
+            values[entry.field] = tuple(given) if entry.kind is tuple else given
             origins[entry.field] = entry.metavar or entry.field if entry.positional else entry.flag
     return Layered(values, origins)
 
 
 def _plain(hint: Any) -> type:
-    """int of ``int | None``."""
+    """int of ``int | None``, tuple of ``tuple[str, ...]``."""
     if isinstance(hint, types.UnionType):
         hint = next(part for part in typing.get_args(hint) if part is not type(None))
-    return typing.cast("type", hint)
+    return typing.cast("type", typing.get_origin(hint) or hint)
 
 
 def _from_file(entry: Option, value: Any, file: Path, name: str) -> Any:
+    if entry.bare is not None and isinstance(value, bool):
+        return entry.bare if value else None
+    if entry.kind is tuple:
+        texts = [value] if isinstance(value, str) else value
+        if isinstance(texts, list) and all(isinstance(text, str) for text in texts):
+            return tuple(texts)
     if entry.kind is Path and isinstance(value, str):
         path = file.absolute().parent / Path(value).expanduser()  # what the file names lies beside it
         return Path(value) if entry.model and not path.exists() and is_model_id(value) else path
@@ -170,6 +190,10 @@ def _from_text(entry: Option, text: str) -> Any:
     try:
         if entry.kind is bool:
             return _truth(text)
+        if entry.bare is not None and text.lower() in (*_YES, *_NO):
+            return entry.bare if _truth(text) else None
+        if entry.kind is tuple:
+            return tuple(part.strip() for part in text.split(",") if part.strip())
         return entry.kind(text)
     except ValueError:
         raise InvalidParameter.of(entry.variable, text, _EXPECTED[entry.kind]) from None
@@ -187,4 +211,5 @@ _EXPECTED: Final[dict[type, str]] = {
     float: "a number",
     str: "text",
     Path: "text, a path",
+    tuple: "text, or a list of texts",
 }

@@ -39,8 +39,9 @@ def _looks(config: ServerConfig) -> Iterator[Callable[[], Any]]:
 
 
 def check_parts(config: ServerConfig) -> None:
-    """Ports, keys, tenants, secret, certificates and extras. Raises PilotfishError."""
+    """Ports, keys, tenants, secret, certificates, the demo and extras. Raises PilotfishError."""
     try:
+        from pilotfish_cloud.http.demo import Demo
         from pilotfish_cloud.server import authenticator_of, certificates_of, check_ports
     except ModuleNotFoundError as error:
         raise MissingExtra.of(error.name or "grpc", "cloud", "pilotfish-cloud serve") from None
@@ -48,6 +49,8 @@ def check_parts(config: ServerConfig) -> None:
     authenticator_of(config)
     certificates_of(config)
     check_state(config)
+    if config.demo is not None:
+        Demo.load(config.demo)
     if config.trace is not None and not config.trace.absolute().parent.is_dir():
         raise InvalidParameter.of("--trace", str(config.trace), "a file in a folder that is there")
     if config.otlp_endpoint is not None:

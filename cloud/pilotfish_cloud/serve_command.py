@@ -89,12 +89,14 @@ def _ready_line(config: ServerConfig, server: VerifierServer, as_json: bool) -> 
     secure = "s" * (config.tls_cert is not None)
     address = f"grpc{secure}://{config.host}:{server.port}"
     http = f"http{secure}://{config.host}:{server.http_port}"
+    demo = None if config.demo is None else f"{http}/demo/"
     if as_json:
         return json.dumps(
             {
                 "event": "ready",
                 "address": address,
                 "http": http,
+                "demo": demo,
                 "model": config.served_model_name,
                 "fingerprint": info.fingerprint,
                 "deterministic": info.deterministic,
@@ -103,4 +105,5 @@ def _ready_line(config: ServerConfig, server: VerifierServer, as_json: bool) -> 
             }
         )
     how = f"{info.dtype}{', deterministic' * info.deterministic}"
-    return f"serving {config.served_model_name} ({how}) on {address}, health on {http}/readyz"
+    page = "" if demo is None else f", the demo on {demo}"
+    return f"serving {config.served_model_name} ({how}) on {address}, health on {http}/readyz{page}"

@@ -15,15 +15,21 @@ import uvicorn
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from grpc_reflection.v1alpha import reflection
+from starlette.types import ASGIApp
 
 from pilotfish_cloud.auth import Authenticator, ServerSecret
+from pilotfish_cloud.catalogue import Catalogue
 from pilotfish_cloud.config import ServerConfig
 from pilotfish_cloud.draft_offers import DraftOffers, folders_of
 from pilotfish_cloud.engine.interface import Engine, EngineInfo
 from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.http.app import create_app
+from pilotfish_cloud.http.demo import Demo
+from pilotfish_cloud.http.socket_protocol import PING_INTERVAL_S, PING_TIMEOUT_S, SocketProtocol
+from pilotfish_cloud.http.websocket import WebSocketDoor
 from pilotfish_cloud.metrics import ServerMetrics
 from pilotfish_cloud.observer import Observers
+from pilotfish_cloud.origins import Origins
 from pilotfish_cloud.service import VerifierService
 from pilotfish_cloud.shared_state.admission import SharedAdmission
 from pilotfish_cloud.shared_state.link import StateLink
@@ -74,10 +80,12 @@ class VerifierServer:
         self._tokenizer = tokenizer
         self._chat_template = ChatTemplate.load(config.model)
         self._offers = DraftOffers.load(folders_of(config.drafts), tokenizer.hash)
+        self._demo = None if config.demo is None else Demo.load(config.demo)
         self._stopping = asyncio.Event()
         self._failure = ""
         self.gateway: Gateway | None = None
         self.service: VerifierService | None = None
+        self.sockets: WebSocketDoor | None = None
         self.replica = config.replica_name or f"{socket.gethostname()[:80]}-{secrets.token_hex(3)}"
         self.port = 0
         self.http_port = 0
@@ -113,15 +121,17 @@ class VerifierServer:
         )
         link = self.link
         self.authenticate.revoked_elsewhere = lambda key_id: key_id in link.revoked
-        self.service = VerifierService(
+        catalogue = Catalogue(self.gateway, chat_template=self._chat_template, offers=self._offers)
+        self.service = VerifierService(self.gateway, catalogue, self.authenticate, pad_frames=config.pad_frames)
+        self.sockets = WebSocketDoor(
             self.gateway,
+            catalogue,
             self.authenticate,
+            origins=Origins(config.allow_origins),
             pad_frames=config.pad_frames,
-            chat_template=self._chat_template,
-            offers=self._offers,
         )
         http_socket = bind(config.host, config.http_port, "--http-port")
-        self.service.http_url, self.service.http_port = config.http_url or "", http_socket.getsockname()[1]
+        catalogue.http_url, catalogue.http_port = config.http_url or "", http_socket.getsockname()[1]
         self._grpc = grpc.aio.server(options=GRPC_OPTIONS)
         try:
             self.port = self._listen(address_of(config.host, config.port))
@@ -160,9 +170,11 @@ class VerifierServer:
             metrics=metrics,
             link=link,
             operator=config.operator,
-            offers=self._offers,
+            catalogue=catalogue,
+            sockets=self.sockets,
+            demo=self._demo,
         )
-        http = uvicorn.Config(app, log_config=None, log_level="warning", lifespan="off", timeout_graceful_shutdown=5)
+        http = http_config(app)
         http.load()
         if self.certificates is not None:
             http.ssl = self.certificates.http_context()
@@ -213,6 +225,8 @@ class VerifierServer:
         await self.gateway.drain(timeout_s)
         await self._grpc.stop(grace=GRACE_S)
         await refusing
+        if self.sockets is not None:
+            await self.sockets.settled(GRACE_S)
         self._http.should_exit = True
         await self._http_task
         await self.link.close()
@@ -245,6 +259,22 @@ class VerifierServer:
         status = states.SERVING if serving else states.NOT_SERVING
         for name in ("", VERIFIER):
             await self._health.set(name, status)
+
+
+def http_config(app: ASGIApp) -> uvicorn.Config:
+    """How the HTTP port speaks: messages of WebSocket as long as gRPC's, and not compressed, since sizes leak text."""
+    return uvicorn.Config(
+        app,
+        log_config=None,
+        log_level="warning",
+        lifespan="off",
+        timeout_graceful_shutdown=5,
+        ws=SocketProtocol,
+        ws_max_size=MAX_FRAME_BYTES,
+        ws_per_message_deflate=False,
+        ws_ping_interval=PING_INTERVAL_S,
+        ws_ping_timeout=PING_TIMEOUT_S,
+    )
 
 
 def authenticator_of(config: ServerConfig) -> Authenticator:

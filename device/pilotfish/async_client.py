@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 
+from pilotfish.addresses import parse_addresses
 from pilotfish.auto_draft import AutoDraft
 from pilotfish.chat_prompts import ChatPrompts, Message
 from pilotfish.client_choices import Prompt, chosen_arm, chosen_config, token_ids
@@ -21,7 +22,7 @@ from pilotfish.preparation import Preparation
 from pilotfish.routes import Routes
 from pilotfish.served_model import ServedModel, served_model
 from pilotfish.stream import AsyncStream, Deadline
-from pilotfish.transport import Transport, parse_addresses
+from pilotfish.transport import Transport
 from pilotfish_core.device_actions import DeviceConfig
 from pilotfish_core.draft_policy import PolicyMemory
 from pilotfish_core.drafter import Drafter

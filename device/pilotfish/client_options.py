@@ -22,7 +22,8 @@ def add_client_options(parser: Any, *, alone: bool = True) -> None:
         "--server",
         dest="server",
         metavar="ADDR[,ADDR...]",
-        help="of verifiers; later ones take over (default: $PILOTFISH_VERIFIER)",
+        help="of verifiers, [grpc://|grpcs://|ws://|wss://]HOST[:PORT]; later ones take over (default: "
+        "$PILOTFISH_VERIFIER)",
     )
     parser.add_argument(
         "--draft", help="exported folder, 'ngram', 'auto' (default) or 'none' (default: $PILOTFISH_DRAFT)"

@@ -6,6 +6,7 @@ import dataclasses
 import ipaddress
 import os
 import re
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Final
 from pilotfish_core.errors import InvalidParameter
 
 if TYPE_CHECKING:
-    from pilotfish.transport import Address
+    import ssl
+
+    from pilotfish.addresses import Address
 
 KEY_VARIABLE: Final = "PILOTFISH_API_KEY"
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,512}")
@@ -58,13 +61,27 @@ class Credentials:
         certificates that would not be used.
         """
         for address in addresses:
+            scheme = address.scheme
             if self.api_key is not None and not (address.secure or insecure or is_loopback(address.host)):
                 raise InvalidParameter(
-                    f"the API key would go to {address} unencrypted; use grpcs://{address}, or say that it may "
+                    f"the API key would go to {address} unencrypted; use {scheme}s://{address}, or say that it may "
                     "(insecure=True, --insecure)"
                 )
             if not address.secure and (self.ca is not None or self.cert is not None):
-                raise InvalidParameter(f"certificates are of no use to grpc://{address}; say grpcs://{address}")
+                raise InvalidParameter(f"certificates are of no use to {scheme}://{address}; say {scheme}s://{address}")
+
+    def tls_context(self) -> ssl.SSLContext:
+        """For what is not gRPC."""
+        import ssl
+
+        bundle = None if self.ca is None else self.ca.decode("ascii", "ignore")  # comments may be any
+        context = ssl.create_default_context(cadata=bundle)
+        if self.cert is not None and self.key is not None:
+            with tempfile.TemporaryDirectory() as folder:  # ssl reads files only; nobody else may read this folder
+                file = Path(folder) / "both.pem"
+                file.write_bytes(self.cert + b"\n" + self.key)
+                context.load_cert_chain(file)
+        return context
 
     @property
     def metadata(self) -> tuple[tuple[str, str], ...]:

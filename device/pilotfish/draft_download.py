@@ -8,8 +8,6 @@ import hashlib
 import http.client
 import shutil
 import socket
-import ssl
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -170,7 +168,7 @@ class DraftDownload:
     def _connect(self) -> http.client.HTTPConnection:
         parts = urlsplit(self._offer.url)
         if parts.scheme == "https":
-            context = _tls(self._credentials)
+            context = self._credentials.tls_context()
             return http.client.HTTPSConnection(parts.hostname or "", parts.port, timeout=TIMEOUT_S, context=context)
         return http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
 
@@ -217,17 +215,6 @@ def _refusal(status: int, what: str) -> PilotfishError:
             return Unavailable(f"the verifier failed to hand out {what}: status {status}")
         case _:
             return ModelLoadError(f"the verifier does not have {what}: status {status}")
-
-
-def _tls(credentials: Credentials) -> ssl.SSLContext:
-    bundle = None if credentials.ca is None else credentials.ca.decode("ascii", "ignore")  # comments may be any
-    context = ssl.create_default_context(cadata=bundle)
-    if credentials.cert is not None and credentials.key is not None:
-        with tempfile.TemporaryDirectory() as folder:  # ssl reads files only; nobody else may read this folder
-            file = Path(folder) / "both.pem"
-            file.write_bytes(credentials.cert + b"\n" + credentials.key)
-            context.load_cert_chain(file)
-    return context
 
 
 @contextlib.contextmanager

@@ -11,8 +11,9 @@ from pathlib import PurePosixPath
 from typing import Final
 from urllib.parse import urlsplit
 
+from pilotfish.addresses import Address
 from pilotfish.drafters.manifest import MANIFEST_FILE
-from pilotfish.transport import Address, Transport
+from pilotfish.transport import Transport
 from pilotfish_core.errors import ProtocolViolation
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 
@@ -62,9 +63,10 @@ async def offered_drafts(transport: Transport, model: str) -> tuple[DraftOffer, 
     address, described = await transport.describe_at()
     base = described.http_url.rstrip("/")
     if not base:
-        if not described.http_port:
+        port = address.port if address.websocket else described.http_port  # what was called is the HTTP port then
+        if not port:
             return ()
-        base = f"{'https' if address.secure else 'http'}://{address.host}:{described.http_port}"
+        base = f"{'https' if address.secure else 'http'}://{address.host}:{port}"
     elif not _is_address(base):
         raise ProtocolViolation("the verifier names no HTTP address for its draft models")
     for entry in described.models:

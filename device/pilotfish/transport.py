@@ -1,21 +1,24 @@
-"""gRPC to the verifier: addresses, channels, one stream per attempt, statuses turned back into typed errors."""
+"""To the verifier: one stream per attempt, over gRPC (channels, statuses turned back into typed errors) or, in
+``socket_transport``, over WebSocket.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import re
 from collections.abc import AsyncIterator
+from types import ModuleType
 from typing import Any, Final, cast
 
 import grpc
 
+from pilotfish.addresses import Address
 from pilotfish.credentials import Credentials
 from pilotfish.foreign_text import one_line
 from pilotfish.routes import ROUTE_METADATA
 from pilotfish_core.errors import (
     DeadlineExceeded,
-    InvalidParameter,
+    MissingExtra,
     PilotfishError,
     ProtocolViolation,
     Unauthenticated,
@@ -27,7 +30,6 @@ from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
 from pilotfish_core.wire import MAX_FRAME_BYTES
 
-DEFAULT_PORT: Final = 50051
 MAX_TOKENIZER_BYTES: Final = 64 * 1024 * 1024  # tokenizer.json of today's largest vocabularies is about 20 MB
 UNARY_TIMEOUT_S: Final = 10.0
 FETCH_TIMEOUT_S: Final = 120.0  # of a whole tokenizer.json: 20 MB at 1.3 Mbit/s
@@ -50,45 +52,6 @@ CHANNEL_OPTIONS: Final = [
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),  # newer gRPC waits that long for the answer, by default a minute
 ]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Address:
-    """Where a verifier listens. ``secure``: over TLS."""
-
-    host: str
-    port: int
-    secure: bool = False
-
-    @classmethod
-    def parse(cls, text: str) -> Address:
-        """``grpc://host:port``, ``grpcs://host:port`` or ``host:port``. Raises InvalidParameter."""
-        scheme, separator, rest = text.strip().partition("://")
-        if not separator:
-            scheme, rest = "grpc", scheme
-        if scheme not in ("grpc", "grpcs"):
-            raise InvalidParameter.of("server", text, "grpc://host:port or grpcs://host:port")
-        rest = rest.rstrip("/")
-        host, colon, port = rest.rpartition(":")
-        if not colon or (rest.startswith("[") and rest.endswith("]")):
-            host, port = rest, str(DEFAULT_PORT)
-        if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
-            raise InvalidParameter.of("server", text, "an address host:port with a port in [1, 65535]")
-        if not host or not host.isprintable():  # what came from the command line may not even be Unicode
-            raise InvalidParameter.of("server", text, "an address host:port with a port in [1, 65535]")
-        return cls(host, int(port), scheme == "grpcs")
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
-
-
-def parse_addresses(server: str | list[str] | tuple[str, ...] | None) -> tuple[Address, ...]:
-    """One address, a comma-separated list or a list. Raises InvalidParameter when there is none."""
-    parts = server.split(",") if isinstance(server, str) else server or ()
-    addresses = tuple(Address.parse(part) for part in parts if part.strip())
-    if not addresses:
-        raise InvalidParameter.of("server", server, "at least one address")
-    return addresses
 
 
 class DeviceStream:
@@ -147,12 +110,18 @@ class Transport:
         self.addresses = addresses
         self._credentials = credentials or Credentials()
         self._channels: dict[Address, grpc.aio.Channel] = {}
+        self._tasks: set[asyncio.Task[None]] = set()  # of WebSockets
 
     def open(self, number: int, timeout_s: float | None = None, route: str = "") -> DeviceStream:
         """A new stream; successive numbers go round the addresses. ``timeout_s``: told to the verifier, too; ``route``:
         to what balances the load before it.
         """
         address = self.addresses[number % len(self.addresses)]
+        if address.websocket:
+            stream = _sockets().SocketStream(address, self._credentials, timeout_s, route)
+            self._tasks.add(stream.task)
+            stream.task.add_done_callback(self._tasks.discard)
+            return stream
         metadata = self._credentials.metadata
         if route:
             metadata = (*metadata, (ROUTE_METADATA, route))
@@ -170,16 +139,21 @@ class Transport:
         failure: PilotfishError = Unavailable("no address given")
         for address in self.addresses:
             try:
-                response = await self._stub(address).Describe(
-                    pb.DescribeRequest(), timeout=UNARY_TIMEOUT_S, metadata=self._credentials.metadata
-                )
+                response = await self._describe(address)
                 check_version(response.protocol_version)
                 return address, response
             except grpc.aio.AioRpcError as error:
                 failure = translate(error, address)
-            except ProtocolViolation as error:
+            except PilotfishError as error:
                 failure = error
         raise failure
+
+    async def _describe(self, address: Address) -> pb.DescribeResponse:
+        if address.websocket:
+            return await _sockets().describe(address, self._credentials)
+        return await self._stub(address).Describe(
+            pb.DescribeRequest(), timeout=UNARY_TIMEOUT_S, metadata=self._credentials.metadata
+        )
 
     async def fetch_tokenizer(self, model: str) -> tuple[bytes, tuple[int, ...]]:
         """tokenizer.json and end-token ids of a served model."""
@@ -189,6 +163,8 @@ class Transport:
                 return await self._fetch_tokenizer(address, model)
             except grpc.aio.AioRpcError as error:
                 failure = translate(error, address)
+            except Unavailable as error:
+                failure = error
         raise failure
 
     async def fetch_chat_template(self, model: str) -> pb.ChatTemplate:
@@ -196,18 +172,25 @@ class Transport:
         failure: PilotfishError = Unavailable("no address given")
         for address in self.addresses:
             try:
-                return await self._stub(address).FetchChatTemplate(
-                    pb.FetchChatTemplateRequest(model=model),
-                    timeout=UNARY_TIMEOUT_S,
-                    metadata=self._credentials.metadata,
-                )
+                return await self._fetch_chat_template(address, model)
+            except Unavailable as error:
+                failure = error
             except grpc.aio.AioRpcError as error:
                 if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                     return pb.ChatTemplate()
                 failure = translate(error, address)
         raise failure
 
+    async def _fetch_chat_template(self, address: Address, model: str) -> pb.ChatTemplate:
+        if address.websocket:
+            return await _sockets().fetch_chat_template(address, self._credentials, model)
+        request = pb.FetchChatTemplateRequest(model=model)
+        metadata = self._credentials.metadata
+        return await self._stub(address).FetchChatTemplate(request, timeout=UNARY_TIMEOUT_S, metadata=metadata)
+
     async def _fetch_tokenizer(self, address: Address, model: str) -> tuple[bytes, tuple[int, ...]]:
+        if address.websocket:
+            return await _sockets().fetch_tokenizer(address, self._credentials, model)
         data, end_token_ids = bytearray(), tuple[int, ...]()
         request = pb.FetchTokenizerRequest(model=model)
         metadata = self._credentials.metadata
@@ -223,6 +206,9 @@ class Transport:
         channels, self._channels = list(self._channels.values()), {}
         for channel in channels:
             await channel.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _stub(self, address: Address) -> pb_grpc.VerifierAsyncStub:
         channel = self._channels.get(address)
@@ -235,6 +221,15 @@ class Transport:
                 channel = grpc.aio.insecure_channel(str(address), options=CHANNEL_OPTIONS)
             self._channels[address] = channel
         return cast("pb_grpc.VerifierAsyncStub", pb_grpc.VerifierStub(channel))
+
+
+def _sockets() -> ModuleType:
+    """What speaks WebSocket, once it is asked for. Raises MissingExtra."""
+    try:
+        from pilotfish import socket_transport
+    except ModuleNotFoundError as error:
+        raise MissingExtra.of(error.name or "websockets", "websocket", "an address ws:// or wss://") from None
+    return socket_transport
 
 
 def check_version(version: int) -> None:

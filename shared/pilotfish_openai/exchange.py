@@ -30,8 +30,8 @@ class Exchange:
         self._app, self._errors, self._named, self._counted = app, errors, named, counted
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on."""
-        if scope["type"] != "http":
+        """Pass the request on; one that asks for a WebSocket is answered by its upgrade, or as any other."""
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         name = self._named(Headers(scope=scope).get(REQUEST_ID)).encode()
@@ -39,10 +39,11 @@ class Exchange:
 
         async def sent(message: Message) -> None:
             nonlocal begun
-            if message["type"] == "http.response.start":
+            status = _status_of(message)
+            if status is not None and not begun:
                 begun = True
                 message["headers"] = [*message.get("headers", []), (REQUEST_ID.encode(), name)]
-                self._counted(getattr(scope.get("route"), "path", OTHER), message["status"])
+                self._counted(getattr(scope.get("route"), "path", OTHER), status)
             await send(message)
 
         try:
@@ -51,3 +52,16 @@ class Exchange:
             response = self._errors.response(error)
             if not begun:
                 await response(scope, receive, sent)
+
+
+def _status_of(message: Message) -> int | None:
+    """Of a message that answers a request."""
+    match message["type"]:
+        case "http.response.start" | "websocket.http.response.start":
+            return int(message["status"])
+        case "websocket.accept":
+            return 101
+        case "websocket.close":  # as the first one
+            return 403
+        case _:
+            return None

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pilotfish_cloud.cli import main
-from pilotfish_cloud.config import ServerConfig
+from pilotfish_cloud.config import DEMO_FOLDER, ServerConfig
 from pilotfish_cloud.keyring import create_key
 from pilotfish_cloud.options import add_flags, options_of
 from pilotfish_core.errors import InvalidParameter, PilotfishError
@@ -69,7 +69,7 @@ def test_every_option_has_a_name_in_each_layer() -> None:
     ("text", "message"),
     [
         ("max_num_seq = 1", "unknown key 'max_num_seq'; did you mean 'max_num_seqs'"),
-        ("zzz = 1", "unknown key 'zzz'; known are deterministic, device, draft_model"),
+        ("zzz = 1", "unknown key 'zzz'; known are allow_origin, demo, deterministic, device"),
         ("port = '1'", "port is '1'; expected an integer"),
         ("port = true", "port is True; expected an integer"),
         ("deterministic = 1", "deterministic is 1; expected true or false"),
@@ -102,6 +102,14 @@ def test_what_the_environment_may_not_say(environment: dict[str, str], message: 
         parsed("m", environment=environment)
 
 
+NO_HTTP_URLS = (
+    *("", "host", "host:8000", "//host", "ftp://host", "javascript:alert(1)", "http://", "https:///x", "http:/host"),
+    *("https://host:", "https://host:x", "https://host:0", "https://host:70000", "https://:8000", "https://a:b:c"),
+    *("https://me:word@host", "https://host?x", "https://host#x", "https://ho st", "https://host\n", " https://host"),
+)
+NO_ORIGINS = ("", "null", "app.example", "https://", "https://app.example/", "https://App.example", "https://*.example")
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -116,11 +124,49 @@ def test_what_the_environment_may_not_say(environment: dict[str, str], message: 
         ({"host": "0.0.0.0"}, r"without TLS \(--tls-cert, --tls-key\) and keys"),
         ({"host": "::", "keys_file": Path("k")}, r"without TLS \(--tls-cert, --tls-key\);"),
         ({"host": "example", "tls_cert": Path("c"), "tls_key": Path("k")}, "without keys"),
+        ({"allow_origins": ("*",), "keys_file": Path("k")}, "name the origins"),
+        *(({"http_url": url}, "--http-url is .*; expected http://HOST") for url in NO_HTTP_URLS),
+        *(({"allow_origins": (origin,)}, "--allow-origin is .*; expected an origin") for origin in NO_ORIGINS),
     ],
 )
 def test_what_does_not_fit_together(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(InvalidParameter, match=message):
         ServerConfig(model=Path("m"), served_model_name="m", **fields)
+
+
+@pytest.mark.parametrize("url", ["http://host", "https://host:8443", "https://host/files/", "http://[::1]:8000"])
+def test_where_the_http_port_is_reached(url: str) -> None:
+    assert ServerConfig(model=Path("m"), served_model_name="m", http_url=url).http_url == url
+
+
+def test_an_option_of_several_values(tmp_path: Path) -> None:
+    file = tmp_path / "pilotfish.toml"
+    file.write_text("allow_origin = ['https://a.example', 'capacitor://localhost']", encoding="utf-8")
+    assert parsed("m", file=file).allow_origins == ("https://a.example", "capacitor://localhost")
+    file.write_text("allow_origin = 'https://a.example'", encoding="utf-8")
+    assert parsed("m", file=file).allow_origins == ("https://a.example",)
+    environment = {"PILOTFISH_ALLOW_ORIGIN": "https://b.example, http://[::1]:5173"}
+    assert parsed("m", file=file, environment=environment).allow_origins == ("https://b.example", "http://[::1]:5173")
+    flags = ("m", "--allow-origin", "https://c.example", "--allow-origin", "*")
+    assert parsed(*flags, file=file, environment=environment).allow_origins == ("https://c.example", "*")
+    file.write_text("allow_origin = [1]", encoding="utf-8")
+    with pytest.raises(InvalidParameter, match="text, or a list of texts"):
+        parsed("m", file=file)
+
+
+def test_an_option_that_needs_no_value(tmp_path: Path) -> None:
+    file = tmp_path / "pilotfish.toml"
+    assert parsed("m").demo is None
+    assert parsed("m", "--demo").demo == DEMO_FOLDER
+    assert parsed("m", "--demo", "there").demo == Path("there")
+    assert parsed("m", environment={"PILOTFISH_DEMO": "1"}).demo == DEMO_FOLDER
+    assert parsed("m", environment={"PILOTFISH_DEMO": "there"}).demo == Path("there")
+    for text, found in (("true", DEMO_FOLDER), ("false", None), ("'there'", tmp_path / "there")):
+        file.write_text(f"demo = {text}", encoding="utf-8")
+        assert parsed("m", file=file).demo == found
+    assert parsed("m", file=file, environment={"PILOTFISH_DEMO": "off"}).demo is None
+    with pytest.raises(InvalidParameter, match="before --demo"):
+        parsed("--demo", "m")
 
 
 @pytest.mark.parametrize(
@@ -209,6 +255,8 @@ def files(folder: Path) -> dict[str, str]:
         (["--secret-file", "JUNK"], ["secret file", "4 bytes"]),
         (["--tls-cert", "JUNK", "--tls-key", "JUNK"], ["JUNK", "PEM"]),
         (["--otlp-endpoint", "host:4317"], ["--otlp-endpoint", "http://host:4317"]),
+        (["--demo", "NONE"], ["--demo", "NONE", "index.html", "make mobile-demo"]),
+        (["--http-url", "host:8000"], ["--http-url", "'host:8000'", "https://HOST"]),
     ],
 )
 def test_what_is_wrong_is_said_before_the_weights_are_loaded(

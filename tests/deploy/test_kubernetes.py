@@ -140,9 +140,10 @@ def test_nginx_names_each_pod_that_there_may_be() -> None:
     most = one("HorizontalPodAutoscaler", "verifier")["spec"]["maxReplicas"]
     text = (FOLDER / "pilotfish.conf").read_text()
     service, namespace = VERIFIER["serviceName"], KUSTOMIZATION["namespace"]
-    for port in (50051, 8000):
+    for name, port in (("verifiers", 50051), ("http", 8000), ("sockets", 8000)):
         hosts = [f"verifier-{number}.{service}.{namespace}.svc.cluster.local:{port}" for number in range(most)]
-        assert re.findall(rf"^    server (\S+:{port}) resolve", text, flags=re.MULTILINE) == hosts
+        (upstream,) = re.findall(rf"^upstream pilotfish_{name} {{(.*?)^}}", text, flags=re.MULTILINE | re.DOTALL)
+        assert re.findall(r"^    server (\S+) resolve", upstream, flags=re.MULTILINE) == hosts
 
 
 def test_nginx_is_as_the_one_that_is_tested() -> None:

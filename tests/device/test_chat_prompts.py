@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from pilotfish.addresses import Address
 from pilotfish.chat_prompts import MAX_TEMPLATE_CHARS, ChatPrompts
 from pilotfish.client import AsyncClient
-from pilotfish.transport import Address, Transport
+from pilotfish.transport import Transport
 from pilotfish_core.errors import InvalidParameter, InvalidRequest, ModelLoadError, PilotfishError
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from tests.device.test_transport import StallingVerifier, stalling

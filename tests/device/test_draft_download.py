@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 from pilotfish import draft_download
+from pilotfish.addresses import Address
 from pilotfish.credentials import Credentials
 from pilotfish.draft_download import DownloadProgress, DraftDownload
 from pilotfish.draft_offers import DraftOffer, OfferedFile, chosen_offer, may_send_key, offered_drafts
-from pilotfish.transport import Address, Transport
+from pilotfish.transport import Transport
 from pilotfish_core.errors import Cancelled, ModelLoadError, ProtocolViolation, Unauthenticated, Unavailable
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 

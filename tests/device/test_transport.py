@@ -2,15 +2,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import pytest
 
-from pilotfish.transport import CHANNEL_OPTIONS, PROXY_RETRY_S, Address, Transport, parse_addresses, translate
+from pilotfish.addresses import Address, parse_addresses
+from pilotfish.transport import CHANNEL_OPTIONS, PROXY_RETRY_S, Transport, translate
 from pilotfish_core.device_actions import DeviceConfig
-from pilotfish_core.errors import DeadlineExceeded, InvalidParameter, InvalidRequest, ProtocolViolation, Unavailable
+from pilotfish_core.errors import (
+    DeadlineExceeded,
+    InvalidParameter,
+    InvalidRequest,
+    MissingExtra,
+    ProtocolViolation,
+    Unavailable,
+)
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
 
@@ -22,6 +31,10 @@ from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
         ("grpc://host:1", Address("host", 1)),
         ("grpcs://host:443/", Address("host", 443, secure=True)),
         ("host", Address("host", 50051)),
+        ("ws://host:8000", Address("host", 8000, websocket=True)),
+        ("ws://host", Address("host", 80, websocket=True)),
+        ("wss://host/", Address("host", 443, secure=True, websocket=True)),
+        ("wss://[::1]:7", Address("[::1]", 7, secure=True, websocket=True)),
         ("grpc://[::1]:7", Address("[::1]", 7)),
         ("[::1]", Address("[::1]", 50051)),
     ],
@@ -49,6 +62,18 @@ def test_addresses(text: str, address: Address) -> None:
 def test_a_bad_address_is_named(text: str) -> None:
     with pytest.raises(InvalidParameter):
         parse_addresses(text)
+
+
+async def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "websockets", None)
+    for name in [name for name in sys.modules if name.startswith(("websockets.", "pilotfish.socket_transport"))]:
+        monkeypatch.delitem(sys.modules, name)
+    transport = Transport(parse_addresses("ws://127.0.0.1:1"))
+    for ask in (transport.describe, lambda: transport.fetch_tokenizer(""), lambda: transport.fetch_chat_template("")):
+        with pytest.raises(MissingExtra, match=r"pilotfish\[websocket\]"):
+            await ask()
+    with pytest.raises(MissingExtra, match=r"pilotfish\[websocket\]"):
+        transport.open(0)
 
 
 def test_a_list_of_addresses() -> None:

@@ -12,10 +12,11 @@ from typing import Any, cast
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
+from pilotfish.addresses import Address
 from pilotfish.driver import GenerationDriver
 from pilotfish.generation import Generation
 from pilotfish.result import Piece, Result
-from pilotfish.transport import Address, DeviceStream, Transport
+from pilotfish.transport import DeviceStream, Transport
 from pilotfish_core.device_actions import DeviceConfig
 from pilotfish_core.drafter import DraftContext, Drafter
 from pilotfish_core.drafts import Commit, DraftRun, Finish, FinishReason

@@ -60,8 +60,8 @@ async def unharmed(verifier: Verifier) -> AsyncIterator[None]:
     service = verifier.server.service
     assert service is not None
     async with asyncio.timeout(30):
-        while service._pending:
-            await asyncio.wait(list(service._pending))
+        while service.calls.pending:
+            await asyncio.wait(list(service.calls.pending))
     verifier.engine.check_integrity()
     assert verifier.engine.stats().running == verifier.engine.stats().waiting == 0
 

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from pilotfish_cloud import service
+from pilotfish_cloud import device_calls
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from tests.e2e.conftest import Verifier
 from tests.e2e.raw_calls import call, opening, serves
@@ -57,7 +57,7 @@ async def test_frames_that_break_the_protocol(verifier: Verifier, frame: pb.Devi
 
 
 async def test_a_call_that_never_opens_is_ended(verifier: Verifier, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service, "OPEN_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(device_calls, "OPEN_TIMEOUT_S", 0.05)
     code, details = await says(verifier, [], stay=asyncio.Event())
     assert code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert "no open within" in details

@@ -15,9 +15,9 @@ import pytest
 import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from pilotfish.addresses import parse_addresses
 from pilotfish.client import AsyncClient
 from pilotfish.credentials import Credentials
-from pilotfish.transport import parse_addresses
 from pilotfish_cloud.keyring import create_key, revoke_key
 from pilotfish_core.errors import InvalidParameter, PromptTooLong, Unauthenticated
 from pilotfish_core.proto.v1 import verifier_pb2 as pb

@@ -24,6 +24,7 @@ from tests.cloud.shared_state.contract import until
 from tests.cloud.shared_state.redis_server import free_port
 from tests.e2e.certificates import issue
 from tests.e2e.conftest import ROOT, TARGET
+from tests.e2e.socket_calls import PATH, socket
 from tests.e2e.test_commands import read_some, started
 
 pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
@@ -137,6 +138,13 @@ async def test_one_prompt_meets_one_replica_and_goes_on_at_the_other(tmp_path: P
         cached = sum(result.metrics.cached_tokens for result in results[1:])
         assert cached >= 0.9 * 5 * results[0].metrics.prompt_tokens
         assert len({result.token_ids for result in results}) == 1
+
+        page = f"https://127.0.0.1:{deployment.https_port}"  # of the verifier's own
+        async with socket(page, origin=page, path=f"{PATH}?route=x", ssl=_trusting(deployment)):
+            pass
+        over = AsyncClient(page.replace("https", "wss"), draft=None, arm="cloud", ca=deployment.authority.cert)
+        async with over as browser:
+            assert (await (await browser.generate(PROMPT, **params)).result()).token_ids == results[0].token_ids
 
         params["max_tokens"] = 300
         whole = await (await one.generate(PROMPT, **params)).result()

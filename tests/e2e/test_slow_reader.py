@@ -34,10 +34,10 @@ def parts(patient: Verifier) -> Iterator[tuple[Gateway, VerifierService]]:
     gateway, service = patient.server.gateway, patient.server.service
     assert gateway is not None
     assert service is not None
-    before = gateway._max_backlog_bytes, service.cut_after_s
-    gateway._max_backlog_bytes, service.cut_after_s = BACKLOG, CUT_AFTER_S
+    before = gateway._max_backlog_bytes, service.calls.cut_after_s
+    gateway._max_backlog_bytes, service.calls.cut_after_s = BACKLOG, CUT_AFTER_S
     yield gateway, service
-    gateway._max_backlog_bytes, service.cut_after_s = before
+    gateway._max_backlog_bytes, service.calls.cut_after_s = before
 
 
 @pytest.mark.parametrize("window", [0, 1, 400])
@@ -85,7 +85,7 @@ async def test_who_never_reads_costs_no_more_than_its_connection(
             stream = await client.generate("def f(", max_tokens=8, temperature=0, ignore_eos=True)
             assert len((await stream.result()).token_ids) == 8
         await idle(patient, patience_s=120)
-        assert len(service._pending) == 3 * 20  # a read, a write and a status each wait in gRPC
+        assert len(service.calls.pending) == 3 * 20  # a read, a write and a status each wait in gRPC
     await settled(service)  # and are gone with the connection
     assert "Traceback" not in caplog.text
     await serves(patient)
@@ -117,8 +117,8 @@ async def admitted(peer: raw_http2.Connection, number: int) -> None:
 async def settled(service: VerifierService) -> None:
     """Wait until nothing is left in gRPC of calls that were cut."""
     async with asyncio.timeout(30):
-        while service._pending:
-            await asyncio.wait(list(service._pending))
+        while service.calls.pending:
+            await asyncio.wait(list(service.calls.pending))
 
 
 async def rest(peer: raw_http2.Connection, number: int) -> bytes:

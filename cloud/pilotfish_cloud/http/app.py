@@ -1,4 +1,4 @@
-"""The FastAPI application: OpenAI's interface, the operator's page and metrics, whether the process lives."""
+"""The FastAPI application: OpenAI's interface, devices in browsers, the operator's page and metrics, health."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ from fastapi import APIRouter, Depends, FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pilotfish_cloud.draft_offers import DraftOffers
+from pilotfish_cloud.catalogue import Catalogue
 from pilotfish_cloud.gateway import Gateway
 from pilotfish_cloud.http import status
+from pilotfish_cloud.http.cross_origin import CrossOrigin
+from pilotfish_cloud.http.demo import Demo, demo_routes
+from pilotfish_cloud.http.device_routes import device_routes
 from pilotfish_cloud.http.door import Authenticate, GatewayDoor
 from pilotfish_cloud.http.drafts import draft_routes
+from pilotfish_cloud.http.websocket import WebSocketDoor
 from pilotfish_cloud.logs import name_request
 from pilotfish_cloud.metrics import ServerMetrics
 from pilotfish_cloud.principal import ANYONE, Principal
@@ -38,7 +42,9 @@ def create_app(
     metrics: ServerMetrics | None = None,
     link: StateLink | None = None,
     operator: str = "open",
-    offers: DraftOffers | None = None,
+    catalogue: Catalogue | None = None,
+    sockets: WebSocketDoor | None = None,
+    demo: Demo | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> FastAPI:
     """The application for one gateway on the same event loop.
@@ -46,11 +52,16 @@ def create_app(
     ``authenticate`` is given the Authorization header of each request under /v1 (None: there is none) and returns who
     calls, or raises Unauthenticated, PermissionDenied or Overloaded. ``metrics``: those of the gateway's server; made
     here if there are none yet. ``link``: to what replicas share. ``operator``: who may see the live page, its figures
-    and the metrics, see ServerConfig. ``offers``: draft models whose files devices may fetch.
+    and the metrics, see ServerConfig. ``catalogue``: what devices ask for, with the draft models whose files they may
+    fetch; ``sockets``: their door, with the origins whose pages are admitted; ``demo``: a page that is a device.
     """
     app = FastAPI(title="Pilotfish verifier", docs_url=None, redoc_url=None, openapi_url=None)
     metrics = metrics or ServerMetrics(gateway)
     door = GatewayDoor(gateway, authenticate, chat_template)
+    catalogue = catalogue or Catalogue(gateway, chat_template=chat_template)
+    sockets = sockets or WebSocketDoor(gateway, catalogue, authenticate)
+    if sockets.origins.allowed:
+        app.add_middleware(CrossOrigin, origins=sockets.origins)
     app.add_middleware(Exchange, errors=door.errors, named=name_request, counted=metrics.count_http)
     add_error_handlers(app, door.errors)
 
@@ -73,7 +84,10 @@ def create_app(
     if operator != "off":
         asked = [Depends(_asking(authenticate))] if operator == "key" else []
         app.include_router(_operator_routes(gateway, metrics, link), dependencies=asked)
-    app.include_router(draft_routes(offers or DraftOffers(), authenticate))
+    app.include_router(draft_routes(catalogue.offers, authenticate))
+    app.include_router(device_routes(catalogue, authenticate, sockets))
+    if demo is not None:
+        app.include_router(demo_routes(demo))
     app.include_router(openai_routes(door, max_body_bytes))
     return app
 

@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 from typing import Any, Final
 
+from pilotfish.addresses import parse_addresses
 from pilotfish.bench import prompts
 from pilotfish.bench.drafts import DraftChoice, DraftKind
 from pilotfish.bench.link_process import LinkOptions
@@ -16,7 +17,6 @@ from pilotfish.bench.plan import DEVICE_ARMS, NEEDING_CLOUD_MODEL, Cell, arms_of
 from pilotfish.bench.values import integer, number
 from pilotfish.demo.stage import LAYERS
 from pilotfish.files import check_replaceable
-from pilotfish.transport import parse_addresses
 from pilotfish_core.errors import InvalidParameter, MissingExtra
 from pilotfish_core.modes import Arm
 from pilotfish_core.parameters import SamplingParams
@@ -117,7 +117,8 @@ def _local(arguments: argparse.Namespace, arms: tuple[Arm, ...]) -> LocalVerifie
         "--no-cloud-draft-model": None if arguments.cloud_draft_model else "given",
     }
     if arguments.server != LOCAL:
-        parse_addresses(arguments.server)
+        if any(address.websocket for address in parse_addresses(arguments.server)):
+            raise InvalidParameter.of("--server", arguments.server, "grpc://host:port or grpcs://host:port")
         for name, value in given.items():
             if value is not None:
                 raise InvalidParameter.of(name, value, "nothing: it is for --server local, this verifier runs already")

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
+from pilotfish.addresses import parse_addresses
 from pilotfish.bench.drafts import DraftChoice, DraftKind
 from pilotfish.bench.link_process import NOWHERE, LinkProcess
 from pilotfish.bench.pinning import Pins, pinned
 from pilotfish.bench.settings import LocalVerifier, Settings
 from pilotfish.demo.stage import VerifierProcess, exported_draft, find_reference, inflated_target
 from pilotfish.files import check_folder
-from pilotfish.transport import parse_addresses
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.errors import LocalError
 

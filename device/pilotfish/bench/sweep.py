@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+from pilotfish.addresses import parse_addresses
 from pilotfish.bench.drafts import DraftKind
 from pilotfish.bench.plan import Cell
 from pilotfish.bench.progress import Progress
@@ -16,7 +17,7 @@ from pilotfish.client import AsyncClient
 from pilotfish.credentials import Credentials
 from pilotfish.foreign_text import one_line
 from pilotfish.result import Result
-from pilotfish.transport import Transport, parse_addresses
+from pilotfish.transport import Transport
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.errors import InvalidParameter, UnknownModel
 from pilotfish_core.modes import Arm, CloudDraft
