@@ -36,7 +36,6 @@ const common = {
   minify: true,
   legalComments: "none",
   plugins: [runtimeApart],
-  define: { RUNTIME_PATH: JSON.stringify(`./${runtimePath}/`) },
   logLevel: "warning",
 };
 
@@ -49,8 +48,8 @@ for (const file of await readdir(join(APP, "icons"))) {
 }
 await cp(join(APP, "manifest.webmanifest"), join(DIST, "manifest.webmanifest"));
 
-const worker = await bundled(join(APP, "src", "draft_worker.ts"), "worker");
-const script = await bundled(join(APP, "src", "main.ts"), "main", { WORKER_PATH: JSON.stringify(`./${worker}`) });
+const worker = await bundled(join(APP, "..", "sdk", "src", "drafter_worker.ts"), "drafter");
+const script = await bundled(join(APP, "src", "main.ts"), "main", { WORKER: JSON.stringify(worker) });
 const style = await bundled(join(APP, "style.css"), "style");
 const page = (await readFile(join(APP, "index.html"), "utf8"))
   .replace('href="style.css"', `href="${style}"`)
@@ -84,11 +83,11 @@ async function bundled(entry, name, define = {}) {
     ...common,
     entryPoints: [entry],
     write: false,
-    define: { ...common.define, ...define },
+    define,
   });
   const { contents } = outputFiles[0];
   const extension = entry.endsWith(".css") ? "css" : "js";
-  const hashed = `${name}-${createHash("sha256").update(contents).digest("hex").slice(0, 12)}.${extension}`;
+  const hashed = `${name}-${createHash("sha256").update(contents).digest("hex").slice(0, 8).toUpperCase()}.${extension}`;
   await writeFile(join(DIST, hashed), contents);
   return hashed;
 }

@@ -1,27 +1,18 @@
 /** The live figures. Written a few times a second: more often nobody can read them. */
 
-import type { PolicyState } from "../../sdk/src/index.js";
+import type { LiveFigures } from "../../sdk/src/index.js";
 import { say } from "./page.js";
 import { ARM_NAMES, reasonInWords, shortCount } from "./words.js";
 
-/** What is known of the answer at the moment. Times in seconds, payload in bytes. */
-export interface LiveFigures {
-  readonly tokens: number;
-  readonly elapsedS: number;
-  readonly bytesUp: number;
-  readonly bytesDown: number;
-  readonly policy: PolicyState | null;
-}
-
 const UNKNOWN = "–";
 
-export function showFigures(live: LiveFigures): void {
+/** `live`: as the SDK has it. `rate`: tokens a second, of late or of the whole. */
+export function showFigures(live: LiveFigures, rate: number): void {
   const { policy } = live;
-  say("rate", live.elapsedS > 0.05 && live.tokens > 0 ? (live.tokens / live.elapsedS).toFixed(0) : UNKNOWN);
+  say("rate", rate > 0 ? rate.toFixed(0) : UNKNOWN);
   say("bytes-up", shortCount(live.bytesUp));
   say("bytes-down", shortCount(live.bytesDown));
-  if (policy === null) return;
-  say("acceptance", policy.compared > 0 ? `${Math.round(policy.acceptance * 100)}%` : UNKNOWN);
+  say("acceptance", live.acceptedShare === null ? UNKNOWN : `${Math.round(live.acceptedShare * 100)}%`);
   say("round-trip", policy.roundTripMs === null ? UNKNOWN : policy.roundTripMs.toFixed(policy.roundTripMs < 10 ? 1 : 0));
   say("draft-rate", policy.draftMs === null || policy.draftMs <= 0 ? UNKNOWN : (1000 / policy.draftMs).toFixed(0));
   say("arm-now", `${armInWords(policy.arm)}.`);

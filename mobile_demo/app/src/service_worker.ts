@@ -1,11 +1,9 @@
 /**
- * Keeps what the page needs to run without a network: the page, the runtime, and what the verifier said and served last
- * (draft model, tokenizer). Adds the headers that isolate the page, which threads in WASM need, where the host does not.
+ * Keeps the page and the runtime, so that they start without a network (draft model and tokenizer are kept by the SDK),
+ * and adds the headers that isolate the page, which threads in WASM need, where the host does not.
  */
 
 /// <reference lib="webworker" />
-
-import { API_PATH, DRAFTS_PATH, MODEL_CACHE } from "./kept_paths.js";
 
 declare const self: ServiceWorkerGlobalScope;
 /** Set when the page is built: its files, and a hash over all of them. */
@@ -45,7 +43,6 @@ self.addEventListener("fetch", (event) => {
   const url = new URL(request.url);
   if (request.method !== "GET" || url.origin !== self.location.origin) return;
   if (request.mode === "navigate") event.respondWith(page(request));
-  else if (url.pathname.startsWith(API_PATH) || url.pathname.startsWith(DRAFTS_PATH)) event.respondWith(served(request));
   else if (request.url.startsWith(self.registration.scope)) event.respondWith(shell(request));
 });
 
@@ -66,27 +63,6 @@ async function shell(request: Request): Promise<Response> {
   return isolated(kept ?? (await fetch(request)));
 }
 
-/** What the verifier says: its word as long as it can be asked, else what it said last. */
-async function served(request: Request): Promise<Response> {
-  try {
-    const answer = await fetch(request);
-    if (answer.status === 200) {
-      const cache = await caches.open(MODEL_CACHE);
-      await cache.put(keyOf(request), answer.clone());
-    }
-    return answer;
-  } catch (error) {
-    const kept = await caches.match(keyOf(request), { cacheName: MODEL_CACHE });
-    if (kept === undefined) throw error;
-    return kept;
-  }
-}
-
-/** By address alone: the key in a header opens the door, it does not change what is behind it. */
-function keyOf(request: Request): Request {
-  return new Request(request.url);
-}
-
 function isolated(answer: Response): Response {
   if (answer.status === 0 || answer.type === "opaqueredirect" || answer.redirected) return answer;
   if (Object.keys(ISOLATION).every((name) => answer.headers.has(name))) return answer;
@@ -94,3 +70,5 @@ function isolated(answer: Response): Response {
   for (const [name, value] of Object.entries(ISOLATION)) if (!headers.has(name)) headers.set(name, value);
   return new Response(answer.body, { status: answer.status, statusText: answer.statusText, headers });
 }
+
+export {}; // a module, so that what it declares is its own

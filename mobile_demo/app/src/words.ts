@@ -1,6 +1,6 @@
 /** What the page says: arms, reasons, states and errors in sentences. */
 
-import type { Arm } from "../../sdk/src/index.js";
+import { type Arm, PilotfishError, type Result } from "../../sdk/src/index.js";
 
 export const ARM_NAMES: Readonly<Record<Arm, string>> = {
   auto: "Auto",
@@ -56,9 +56,38 @@ const ERRORS: Readonly<Record<string, string>> = {
 };
 
 /** A sentence for a person, and behind it what the SDK says. */
-export function errorInWords(kind: string, message: string): string {
-  const words = ERRORS[kind];
+export function wordsOf(error: unknown): string {
+  const message = error instanceof Error ? error.message : String(error);
+  const words = error instanceof PilotfishError ? ERRORS[error.kind] : undefined;
   return words === undefined ? sentence(message) : `${words} (${message})`;
+}
+
+/** `failure`: why the draft model is not in use. */
+export function readyInWords(drafts: boolean, failure: Error | null): string {
+  if (drafts) return "Ready.";
+  return `Ready, but without a draft model on this device: ${failure === null ? "none is on offer." : wordsOf(failure)}`;
+}
+
+export function retryInWords(retryInS: number | null): string {
+  const when = retryInS === null || retryInS < 1 ? "in a moment" : `in ${Math.ceil(retryInS)} s`;
+  return `The link was lost. Trying again ${when}; nothing that is plain changes.`;
+}
+
+/** How an answer ended. `alone`: nothing of it was to be verified. */
+export function doneInWords(result: Result, alone: boolean): string {
+  const { metrics } = result;
+  const count = metrics.completionTokens;
+  const tokens = `${count} ${count === 1 ? "token" : "tokens"} in ${metrics.elapsedS.toFixed(1)} s`;
+  const parts = [result.finishReason === "abort" ? `Stopped after ${tokens}` : `Done: ${tokens}`];
+  if (alone) parts.push("written on this device alone, nothing of it is verified");
+  else if (result.unverifiedText !== "") parts.push("the dotted text is not verified");
+  else parts.push("all verified");
+  if (metrics.reconnects > 0) parts.push(metrics.reconnects === 1 ? "reconnected once" : `reconnected ${metrics.reconnects} times`);
+  if (metrics.unverifiedTokens > 0 && !alone) {
+    parts.push(`of ${metrics.unverifiedTokens} tokens written without the cloud ${metrics.confirmedTokens} confirmed`);
+  }
+  if (metrics.drafterError !== null) parts.push(`the draft model failed: ${metrics.drafterError}`);
+  return `${parts.join("; ")}.`;
 }
 
 export function sentence(text: string): string {
