@@ -97,7 +97,7 @@ class Phone:
 
     async def kept(self) -> None:
         """Wait until the page says that it would work without a network."""
-        await self.page.wait_for_function("document.body.dataset.kept === 'yes'", timeout=PATIENCE_MS)
+        await self.page.wait_for_function("() => document.body.dataset.kept === 'yes'", timeout=PATIENCE_MS)
 
     def _said(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning") and "net::ERR_" not in message.text:

@@ -90,10 +90,10 @@ async def test_everything_that_can_be_operated_has_a_name(verifier: VerifierProc
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_contrast(verifier: VerifierProcess, browser: Browser, playwright: Playwright, scheme: str) -> None:
     async with opened_phone(browser, playwright, color_scheme=scheme, reduced_motion="reduce") as phone:
-        await phone.open(verifier.http, delay=300)
-        await phone.ask(Question(max_tokens=256))
+        await phone.open(verifier.http, delay=100)
+        await phone.ask(Question(max_tokens=256), "device-lockstep")
         await phone.page.wait_for_selector("#spans > .recovered")
-        await phone.page.wait_for_function("document.getElementById('ahead').textContent.trim() !== ''")
+        await phone.page.wait_for_function("() => document.getElementById('ahead').textContent.trim() !== ''")
         measured: list[dict[str, Any]] = await phone.page.evaluate(CONTRASTS)
         await phone.until("done")
         await phone.answer(Question(max_tokens=24), "device-only")  # unverified text
