@@ -58,7 +58,13 @@ def _serve(options: argparse.Namespace) -> int:
     draft = exported_draft(reference, WORK, options.quant, to="onnx-web")
     target = reference / "target" if options.small else inflated_target(reference, ROOT / "build" / "demo")
     command = [sys.executable, "-m", "pilotfish_cloud", "serve", str(target), "--json", "--until-stdin-closes"]
-    command += ["--served-model-name", "reference", "--deterministic", "--dtype", "float32" if options.small else "bfloat16"]
+    command += [
+        "--served-model-name",
+        "reference",
+        "--deterministic",
+        "--dtype",
+        "float32" if options.small else "bfloat16",
+    ]
     command += ["--port", "0", "--http-port", str(options.http_port), "--demo", str(DIST), "--drafts", str(draft)]
     host, key = "127.0.0.1", None
     if not options.local:
@@ -88,8 +94,9 @@ def invitation(host: str, port: int, key: str | None) -> list[str]:
         address = f"http://{host}:{port}/demo/{fragment}"
         lines += [f"  On a phone:       {address}", "", *qr_code(address), ""]
         lines += [
-            "  The key in the address lets nobody else in; without TLS it can be read on the way, so use a network that",
-            "  you trust. Browsers install a page, and run it offline, only from localhost or over https: docs/mobile.md.",
+            "  The key in the address lets nobody else in; without TLS it can be read on the way, so use a network",
+            "  that you trust. Browsers install a page, and run it offline, only from localhost or over https:",
+            "  docs/mobile.md.",
         ]
     return [*lines, "", "  Ctrl-C ends it.", ""]
 

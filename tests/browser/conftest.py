@@ -40,6 +40,13 @@ def verifier(draft: Path) -> Iterator[VerifierProcess]:
         yield process
 
 
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    if not Path(CHROMIUM).is_file():
+        pytest.fail(f"{CHROMIUM} is not there: make browser")
+    return CHROMIUM
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def playwright() -> AsyncIterator[Playwright]:
     async with async_playwright() as running:
@@ -47,10 +54,8 @@ async def playwright() -> AsyncIterator[Playwright]:
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def browser(playwright: Playwright) -> AsyncIterator[Browser]:
-    if not Path(CHROMIUM).is_file():
-        pytest.fail(f"{CHROMIUM} is not there: make browser")
-    running = await playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+async def browser(playwright: Playwright, chromium: str) -> AsyncIterator[Browser]:
+    running = await playwright.chromium.launch(executable_path=chromium, args=list(ARGUMENTS))
     yield running
     await running.close()
 

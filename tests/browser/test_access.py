@@ -14,10 +14,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.asyncio(loop_scope="session")]
 
 NARROW: Final = {"width": 320, "height": 568}
 OPERABLE: Final = ("button", "textbox", "slider", "spinbutton", "radio", "checkbox", "link", "combobox")
-# Sizes of WCAG 2.2: text from 24 px on, or 18.66 px if bold, is large; targets are at least 24 px in each direction.
+# WCAG 2.2: text from 24 px on, or 18.66 px if bold, is large; targets are at least 24 px in each direction.
 CONTRASTS: Final = """
 () => {
-  const channel = value => { value /= 255; return value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4; };
+  const linear = value => value <= 0.04045 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+  const channel = value => linear(value / 255);
   const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
   const parse = text => text.match(/[\\d.]+/g).map(Number);
   const groundOf = element => {
@@ -118,7 +119,9 @@ async def test_with_the_keyboard_alone(verifier: VerifierProcess, browser: Brows
         reached = []
         for _ in range(40):
             await page.keyboard.press("Tab")
-            reached.append(await page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()"))
+            reached.append(
+                await page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()")
+            )
             ring = await page.evaluate(
                 "getComputedStyle(document.activeElement.closest('.choice') ?? document.activeElement).outlineStyle"
             )

@@ -35,7 +35,8 @@ async def test_the_manifest_and_its_icons(verifier: VerifierProcess, phone: Phon
     address = await phone.page.evaluate("document.querySelector('link[rel=manifest]').href")
     manifest: dict[str, Any] = await (await phone.context.request.get(address)).json()
     assert manifest["display"] == "standalone"
-    assert manifest["name"] and manifest["short_name"]
+    assert manifest["name"]
+    assert manifest["short_name"]
     assert urljoin(address, manifest["start_url"]) == f"{verifier.http}/demo/"
     sizes = set()
     for icon in manifest["icons"]:

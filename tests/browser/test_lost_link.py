@@ -74,14 +74,15 @@ async def test_the_page_works_without_a_network(verifier: VerifierProcess, phone
 
 
 async def test_begun_without_a_network_and_verified_later(verifier: VerifierProcess, phone: Phone) -> None:
-    expected = await text_of_python(verifier, LONG, None)
+    question = Question(max_tokens=256, seed=5)  # with which the draft model does not end at once
+    expected = await text_of_python(verifier, question, None)
     async with proxy_of(verifier) as proxy:
         await phone.open(near(proxy))
         await phone.kept()
         proxy.go_down()
         await phone.page.reload()
         await phone.until("alone")
-        await phone.ask(LONG, "auto")
+        await phone.ask(question, "auto")
         await phone.until_text(20, "#spans > .unverified")
         proxy.come_up()
         assert await phone.until("done", "failed") == "done"
@@ -106,5 +107,6 @@ async def test_stopping_keeps_what_is_there(verifier: VerifierProcess, phone: Ph
     await phone.page.click("#stop")
     await phone.until("stopped")
     text = await phone.text()
-    assert expected.startswith(text) and 20 <= len(text) < len(expected)
+    assert expected.startswith(text)
+    assert 20 <= len(text) < len(expected)
     assert await phone.page.text_content("#ahead") == ""

@@ -89,5 +89,6 @@ export class AnswerView {
 }
 
 function classesOf(run: Run): string {
+  if (run.origin === "recovered" && run.text.trim() === "") return "recovered blank"; // no line under mere space
   return run.revised ? `${run.origin} revised` : run.origin;
 }

@@ -12,7 +12,7 @@ export function showFigures(live: LiveFigures, rate: number): void {
   say("rate", rate > 0 ? rate.toFixed(0) : UNKNOWN);
   say("bytes-up", shortCount(live.bytesUp));
   say("bytes-down", shortCount(live.bytesDown));
-  say("acceptance", live.acceptedShare === null ? UNKNOWN : `${Math.round(live.acceptedShare * 100)}%`);
+  say("acceptance", policy.compared > 0 ? `${Math.round(policy.acceptance * 100)}%` : UNKNOWN);
   say("round-trip", policy.roundTripMs === null ? UNKNOWN : policy.roundTripMs.toFixed(policy.roundTripMs < 10 ? 1 : 0));
   say("draft-rate", policy.draftMs === null || policy.draftMs <= 0 ? UNKNOWN : (1000 / policy.draftMs).toFixed(0));
   say("arm-now", `${armInWords(policy.arm)}.`);
