@@ -4,10 +4,10 @@
     python -m benchmarks.browser [--answers 5] [--tokens 384] [--json OUT]
 
 One thread of WASM (the page is isolated, but the drafter asks for one). ``alone``: answers of the arm device-only,
-after one to warm up; tokens a second of the whole way, from the press of the button, and of the drafter by itself as the SDK
-measures it. ``drafting``: answers of the arm device-async against the reference target (float32) on the same machine;
-frames are what requestAnimationFrame saw, long tasks what the browser reports from 50 ms on, both on a clock: another
-process on the same core makes them longer.
+after one to warm up; tokens a second of the whole way, from the press of the button, and of the drafter by itself as
+the SDK measures it. ``drafting``: answers of the arm device-async against the reference target (float32) on the same
+machine; frames are what requestAnimationFrame saw, long tasks what the browser reports from 50 ms on, both on a clock:
+another process on the same core makes them longer.
 """
 
 from __future__ import annotations

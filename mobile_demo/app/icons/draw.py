@@ -1,4 +1,4 @@
-"""Draws the icons from ``icon.svg`` with Chromium; the results are committed. ``python mobile_demo/app/icons/draw.py``"""
+"""Draws the icons from ``icon.svg`` with Chromium; the results are committed: python mobile_demo/app/icons/draw.py"""
 
 from __future__ import annotations
 
