@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTOENV := $(VENV)/proto
 PROTO := protos/pilotfish_core/proto/v1/verifier.proto
 
-.PHONY: demo check test servers lint types proto mobile-sdk-test mobile-proto clean
+.PHONY: demo mobile-demo mobile check test test-browser servers node browser lint types proto mobile-sdk-test mobile-proto clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
@@ -20,11 +20,44 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/pilotfish demo
 
+# The browser as the device: a page that is built here, served by a verifier, opened on a phone.
+mobile-demo: $(STAMP) mobile
+	@$(BIN)/python -m mobile_demo.serve $(if $(PORT),--http-port $(PORT)) $(ARGS)
+
+MOBILE := mobile_demo/dist/index.html
+MODULES := mobile_demo/node_modules/.package-lock.json
+mobile: $(MOBILE)
+
+$(MODULES): mobile_demo/package.json mobile_demo/package-lock.json
+	@$(MAKE) --no-print-directory node
+	cd mobile_demo && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
+$(MOBILE): $(MODULES) $(shell find mobile_demo/app mobile_demo/sdk/src -type f 2>/dev/null)
+	cd mobile_demo && node app/build.mjs
+
+node:
+	@node -e 'process.exit(process.versions.node.split(".")[0] < 18)' 2>/dev/null && command -v npm >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends nodejs npm >/dev/null; \
+	else echo "the page is built by Node 18 or newer, with npm. Debian: sudo apt-get install -y nodejs npm"; exit 1; fi
+
+# What the tests of the page run it in.
+browser:
+	@test -x /usr/bin/chromium && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends chromium fonts-liberation >/dev/null; \
+	else echo "the tests of the page need Chromium. Debian: sudo apt-get install -y chromium fonts-liberation"; exit 1; fi
+
 check: $(STAMP) lint types
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(BIN)/python -m pytest -q -m 'not slow' --ignore tests/browser
 
 test: $(STAMP) $(PROTOENV)/bin/python servers
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --ignore tests/browser
+
+# The page in Chromium, against a real verifier.
+test-browser: $(STAMP) browser mobile
+	$(BIN)/python -m pytest -q tests/browser
 
 # What the tests of several replicas run for real. Nothing is started but by the tests, on ports of their own.
 SERVERS := redis-server nginx
@@ -56,8 +89,7 @@ SDK_DRAFT := mobile_demo/build/draft/manifest.json
 $(SDK_DRAFT): $(STAMP)
 	$(BIN)/pilotfish export reference/draft --to onnx-web --quant int8 --overwrite --out $(@D)
 
-mobile-sdk-test: $(STAMP) $(SDK_DRAFT)
-	test -d mobile_demo/node_modules || (cd mobile_demo && npm ci --no-audit --no-fund --loglevel=error)
+mobile-sdk-test: $(STAMP) $(SDK_DRAFT) $(MODULES)
 	$(BIN)/python -m pilotfish_core.vectors mobile_demo/build/vectors reference/target
 	cd mobile_demo && PYTHON="$(abspath $(BIN))/python" npm run --silent test:sdk
 
@@ -69,4 +101,4 @@ mobile-proto: $(PROTOENV)/bin/python
 	cp mobile_demo/build/pilotfish_core/proto/v1/verifier_pb.ts mobile_demo/sdk/src/proto/verifier_pb.ts
 
 clean:
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist mobile_demo/dist mobile_demo/build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -68,13 +68,15 @@ def inflated_target(reference: Path, work: Path, layers: int = LAYERS) -> Path:
     return out
 
 
-def exported_draft(reference: Path, work: Path, quant: str) -> Path:
-    """The reference draft, quantised for ONNX Runtime; made once."""
+def exported_draft(reference: Path, work: Path, quant: str, to: str = "onnx") -> Path:
+    """The reference draft, quantised for ONNX Runtime (``to="onnx-web"``: in browsers); made once."""
     source = reference / "draft"
-    out = work / f"draft-{quant}-{digest_of(source, quant)}"
+    prefix = f"draft-{quant}-" if to == "onnx" else f"draft-{to}-{quant}-"
+    out = work / f"{prefix}{digest_of(source, quant)}"
     if not (out / "manifest.json").is_file():
-        _replace_older(work, f"draft-{quant}-")
+        _replace_older(work, prefix)
         command = [sys.executable, "-m", "pilotfish", "export", str(source), "--out", str(out), "--quant", quant]
+        command += ["--to", to]
         _run(command, reference.parent)
         (out / MARK_FILE).touch()
     return out
@@ -111,6 +113,7 @@ class VerifierProcess:
         self._command += ["--until-stdin-closes"]  # then it ends with this process, however that ends
         self._process: subprocess.Popen[str] | None = None
         self.address = ""
+        self.http = ""
         self.fingerprint = ""
 
     def start(self) -> None:
@@ -129,7 +132,7 @@ class VerifierProcess:
             _, errors = process.communicate()
             raise LocalError(f"the verifier did not start: {errors.strip()[-2000:] or 'no answer in time'}")
         ready = json.loads(line)
-        self.address, self.fingerprint = ready["address"], ready["fingerprint"]
+        self.address, self.http, self.fingerprint = ready["address"], ready["http"], ready["fingerprint"]
 
     @property
     def pid(self) -> int:
