@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -95,7 +94,7 @@ def main() -> None:
     given = parser.parse_args()
     reference = find_reference(None)
     report: dict[str, Any] = {
-        "command": shlex.join(["python", "-m", "benchmarks.against_llama_cpp", *sys.argv[1:]]),
+        "command": f"python -m benchmarks.against_llama_cpp --llama-python VENV/bin/python --turns {given.turns}",
         "machine": machine(),
         "llama-cpp-python": _version(given.llama_python),
         "models": [],

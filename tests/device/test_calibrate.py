@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-import pilotfish.export.quantise as quantise_module
 from pilotfish.export import export_model
 from pilotfish.export.calibrate import LENGTH, SEQUENCES, calibration_ids, round_layers
 from pilotfish.export.checkpoint import Checkpoint
@@ -53,23 +52,6 @@ def test_it_is_better_than_the_nearest(source: Path, memory: int, monkeypatch: p
     nearest = {name: dequantise(*quantise(own[name], 4), 4, own[name].shape[1]) for name in packed}
     ids = tokenizer.encode(Path(__file__).read_text(encoding="utf-8"), add_special_tokens=False)[:90]
     assert error(checkpoint, calibrated, ids) < 0.9 * error(checkpoint, nearest, ids)
-
-
-def test_wide_matrices_have_wide_blocks(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And the graph says so: what is exported computes what was rounded."""
-    assert [quantise_module.block_of(columns) for columns in (160, 1000, 1024, 1056, 3584)] == [32, 32, 64, 32, 64]
-    monkeypatch.setattr(quantise_module, "WIDE", 64)
-    checkpoint, tokenizer = Checkpoint(source), Tokenizer.load(source)
-    packed = round_layers(checkpoint, calibration_ids(tokenizer, None), lambda done: None)
-    columns = {name: checkpoint.weight(f"{name}.weight").shape[1] for name in packed}
-    blocks = {name: values.shape[2] * 2 for name, (values, _) in packed.items()}
-    assert blocks == {name: 64 if wide >= 64 and wide % 64 == 0 else 32 for name, wide in columns.items()}
-    assert 64 in blocks.values()
-    report = export_model(source, tmp_path / "out", quant="int4")
-    rounded = {name: dequantise(*packed[name], 4, columns[name]) for name in packed}
-    ids = tokenizer.encode(Path(__file__).read_text(encoding="utf-8"), add_special_tokens=False)[:90]
-    expected = error(checkpoint, rounded, ids)
-    assert 0.5 * expected < report.match["relative_rms"] < 2 * expected
 
 
 def test_sequences(source: Path) -> None:

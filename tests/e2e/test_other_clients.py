@@ -36,7 +36,9 @@ async def client(
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PILOTFISH_CACHE", str(tmp_path_factory.mktemp("cache")))
         async with endpoint(chatty.address) as address:
-            yield huggingface_hub.AsyncInferenceClient(base_url=f"{address}/v1", api_key="unused", timeout=PATIENCE_S)
+            fields: dict[str, Any] = {"base_url": f"{address}/v1", "api_key": "unused", "timeout": PATIENCE_S}
+            async with huggingface_hub.AsyncInferenceClient(**fields) as client:
+                yield client
 
 
 @pytest.mark.parametrize("params", WAYS)

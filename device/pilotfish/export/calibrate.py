@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 
 from pilotfish.export.checkpoint import Checkpoint
-from pilotfish.export.quantise import Packed, block_of, dequantise, pack, quantise
+from pilotfish.export.quantise import BLOCK, Packed, dequantise, pack, quantise
 from pilotfish_core.errors import ModelLoadError
 from pilotfish_core.tokenizer import Tokenizer
 
@@ -115,10 +115,9 @@ def _rounded(weight: Any, products: Any) -> Packed:
     upper = _factor(products)
     levels = torch.empty_like(rest)
     scales = []
-    block = block_of(columns)
-    for begin in range(0, columns, block):
-        end = min(begin + block, columns)
-        scale = torch.from_numpy(quantise(rest[:, begin:end].numpy(), 4, block)[1][:, 0])
+    for begin in range(0, columns, BLOCK):
+        end = min(begin + BLOCK, columns)
+        scale = torch.from_numpy(quantise(rest[:, begin:end].numpy(), 4)[1][:, 0])
         scales.append(scale.numpy())
         errors = torch.empty(len(rest), end - begin)
         for column in range(begin, end):
@@ -127,7 +126,7 @@ def _rounded(weight: Any, products: Any) -> Packed:
             rest[:, column:end] -= error[:, None] * upper[column, column:end]
             levels[:, column], errors[:, column - begin] = level, error
         rest[:, end:] -= errors @ upper[begin:end, end:]
-    return pack(levels.numpy(), 4, block), np.stack(scales, axis=1)
+    return pack(levels.numpy(), 4), np.stack(scales, axis=1)
 
 
 def _factor(products: Any) -> Any:

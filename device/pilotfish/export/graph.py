@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from pilotfish.export.checkpoint import Checkpoint
-from pilotfish.export.quantise import BLOCK, Packed, block_of, quantise
+from pilotfish.export.quantise import BLOCK, Packed, quantise
 from pilotfish_core.errors import ModelLoadError
 
 OPSET: Final = 21
@@ -236,7 +236,6 @@ class GraphBuilder:
             self._nodes.append(helper.make_node("MatMul", [value, weight], [product], name))
         else:
             packed, scales = self._quantised(name, parts)
-            bits = self._bits_of(name)
             rows, columns = self._joined(parts, "weight").shape
             self._nodes.append(
                 helper.make_node(
@@ -247,8 +246,8 @@ class GraphBuilder:
                     domain=CONTRIB,
                     K=columns,
                     N=rows,
-                    bits=bits,
-                    block_size=BLOCK if bits == _OUTER_BITS else block_of(columns),
+                    bits=self._bits_of(name),
+                    block_size=BLOCK,
                     accuracy_level=_INT8_ACTIVATIONS,
                 )
             )
@@ -291,8 +290,7 @@ class GraphBuilder:
             if given:
                 values = tuple(np.concatenate(arrays) for arrays in zip(*given, strict=True))
             else:
-                weight, bits = self._joined(parts or (name,), "weight"), self._bits_of(name)
-                values = quantise(weight, bits, BLOCK if bits == _OUTER_BITS else block_of(weight.shape[1]))
+                values = quantise(self._joined(parts or (name,), "weight"), self._bits_of(name))
             self._constant(packed, values[0])
             self._constant(scales, values[1])
         return packed, scales

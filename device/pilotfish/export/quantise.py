@@ -8,18 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK: Final = 32  # columns that share a scale
-WIDE_BLOCK: Final = 64  # of wide matrices in 4 bits, whose scales would be a fifth of what is read for each token
-WIDE: Final = 1024  # columns
 _ROWS_AT_ONCE: Final = 4096  # bounds the working memory
 _SHRINKS: Final = {4: tuple(1.0 - 0.03 * step for step in range(11)), 8: (1.0,)}
 
 Matrix = NDArray[np.float32]
 Packed = tuple[NDArray[np.uint8], Matrix]  # values and scales of a matrix, as ``quantise`` returns them
-
-
-def block_of(columns: int) -> int:
-    """How many columns of a layer's matrix in 4 bits share a scale."""
-    return WIDE_BLOCK if columns >= WIDE and columns % WIDE_BLOCK == 0 else BLOCK
 
 
 def quantise(weight: Matrix, bits: int, block: int = BLOCK) -> Packed:
