@@ -172,6 +172,7 @@ class DeviceCalls:
     async def _read(self, reader: DeviceFrameReader, call: _Call) -> None:
         """Read to the end of the call. What goes wrong goes to ``opened``, once that is settled to the stream."""
         stream: Stream | None = None
+        over: tuple[type[BaseException], ...] = (*call.link.over, asyncio.CancelledError)
         try:
             async for frame in call.link.frames():
                 messages = reader.read(frame)
@@ -193,7 +194,7 @@ class DeviceCalls:
                     _take(message, stream)
             if stream is None:
                 raise ProtocolViolation("the stream ended before open")
-        except (*call.link.over, asyncio.CancelledError):
+        except over:
             call.opened.cancel()  # the call is over, or was refused: grpc.aio fails the read that was waiting
             call.gone.set_result(None)
         except DecodeError:

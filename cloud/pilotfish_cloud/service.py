@@ -24,7 +24,7 @@ TOKENIZER_CHUNK_BYTES: Final = 64 * 1024
 class _CallLink:
     """One call as ``device_calls.Link``."""
 
-    over = (grpc.aio.BaseError,)
+    over: tuple[type[BaseException], ...] = (grpc.aio.BaseError,)
 
     def __init__(self, frames: AsyncIterator[pb.DeviceFrame], context: Context) -> None:
         self._frames = frames

@@ -57,7 +57,7 @@ class SocketStream(DeviceStream):
         self._address = address
         self.bytes_up = 0
         self.bytes_down = 0
-        self.task = asyncio.get_running_loop().create_task(self._run(credentials, timeout_s, route))
+        self.task = asyncio.get_running_loop().create_task(self._run(address, credentials, timeout_s, route))
 
     async def frames(self) -> AsyncIterator[pb.CloudFrame]:
         """The cloud's frames. Raises a typed error when the socket ends with one."""
@@ -72,10 +72,10 @@ class SocketStream(DeviceStream):
         self._incoming.put_nowait(None)
         self.task.cancel()
 
-    async def _run(self, credentials: Credentials, timeout_s: float | None, route: str) -> None:
+    async def _run(self, address: Address, credentials: Credentials, timeout_s: float | None, route: str) -> None:
         end: PilotfishError | None = Unavailable("the stream broke")
         try:
-            async with _connect(self._address, credentials, timeout_s, route) as socket:
+            async with _connect(address, credentials, timeout_s, route) as socket:
                 sending = asyncio.create_task(self._send(socket))
                 try:
                     end = await self._receive(socket)
@@ -85,9 +85,9 @@ class SocketStream(DeviceStream):
             end = error
         except InvalidStatus as error:
             answer = error.response
-            end = _refusal(answer.status_code, answer.headers.get("x-pilotfish-error"), answer.body or b"")
+            end = _refusal(answer.status_code, answer.headers.get("x-pilotfish-error"), bytes(answer.body or b""))
         except ssl.SSLCertVerificationError as error:
-            end = _untrusted(self._address, error)
+            end = _untrusted(address, error)
         except (OSError, TimeoutError, InvalidHandshake, EOFError) as error:
             end = Unavailable(f"the connection to the verifier failed: {one_line(str(error)) or type(error).__name__}")
         finally:

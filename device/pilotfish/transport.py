@@ -8,7 +8,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from types import ModuleType
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import grpc
 
@@ -29,6 +29,9 @@ from pilotfish_core.messages import PROTOCOL_VERSION, ROUTE_KEY
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.proto.v1 import verifier_pb2_grpc as pb_grpc
 from pilotfish_core.wire import MAX_FRAME_BYTES
+
+if TYPE_CHECKING:
+    from pilotfish.socket_transport import SocketStream
 
 MAX_TOKENIZER_BYTES: Final = 64 * 1024 * 1024  # tokenizer.json of today's largest vocabularies is about 20 MB
 UNARY_TIMEOUT_S: Final = 10.0
@@ -118,7 +121,7 @@ class Transport:
         """
         address = self.addresses[number % len(self.addresses)]
         if address.websocket:
-            stream = _sockets().SocketStream(address, self._credentials, timeout_s, route)
+            stream: SocketStream = _sockets().SocketStream(address, self._credentials, timeout_s, route)
             self._tasks.add(stream.task)
             stream.task.add_done_callback(self._tasks.discard)
             return stream
@@ -150,7 +153,8 @@ class Transport:
 
     async def _describe(self, address: Address) -> pb.DescribeResponse:
         if address.websocket:
-            return await _sockets().describe(address, self._credentials)
+            response: pb.DescribeResponse = await _sockets().describe(address, self._credentials)
+            return response
         return await self._stub(address).Describe(
             pb.DescribeRequest(), timeout=UNARY_TIMEOUT_S, metadata=self._credentials.metadata
         )
@@ -183,14 +187,16 @@ class Transport:
 
     async def _fetch_chat_template(self, address: Address, model: str) -> pb.ChatTemplate:
         if address.websocket:
-            return await _sockets().fetch_chat_template(address, self._credentials, model)
+            template: pb.ChatTemplate = await _sockets().fetch_chat_template(address, self._credentials, model)
+            return template
         request = pb.FetchChatTemplateRequest(model=model)
         metadata = self._credentials.metadata
         return await self._stub(address).FetchChatTemplate(request, timeout=UNARY_TIMEOUT_S, metadata=metadata)
 
     async def _fetch_tokenizer(self, address: Address, model: str) -> tuple[bytes, tuple[int, ...]]:
         if address.websocket:
-            return await _sockets().fetch_tokenizer(address, self._credentials, model)
+            fetched: tuple[bytes, tuple[int, ...]] = await _sockets().fetch_tokenizer(address, self._credentials, model)
+            return fetched
         data, end_token_ids = bytearray(), tuple[int, ...]()
         request = pb.FetchTokenizerRequest(model=model)
         metadata = self._credentials.metadata

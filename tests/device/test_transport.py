@@ -68,6 +68,7 @@ async def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "websockets", None)
     for name in [name for name in sys.modules if name.startswith(("websockets.", "pilotfish.socket_transport"))]:
         monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("pilotfish.socket_transport", raising=False)
     transport = Transport(parse_addresses("ws://127.0.0.1:1"))
     for ask in (transport.describe, lambda: transport.fetch_tokenizer(""), lambda: transport.fetch_chat_template("")):
         with pytest.raises(MissingExtra, match=r"pilotfish\[websocket\]"):

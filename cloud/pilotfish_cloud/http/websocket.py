@@ -144,7 +144,7 @@ def _key_of(text: str) -> str:
 class _Socket:
     """One socket as ``device_calls.Link``, and how it ends."""
 
-    over = (PeerGoneError,)
+    over: tuple[type[BaseException], ...] = (PeerGoneError,)
 
     def __init__(self, websocket: WebSocket) -> None:
         self._websocket = websocket
