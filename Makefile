@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PROTOENV := $(VENV)/proto
 PROTO := protos/pilotfish_core/proto/v1/verifier.proto
 
-.PHONY: demo mobile-demo mobile check test servers node browser lint types proto clean
+.PHONY: demo mobile-demo mobile check test servers node browser lint types proto mobile-sdk-test mobile-proto clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.11"; exit 1; }
@@ -79,6 +79,22 @@ $(PROTOENV)/bin/python:
 proto: $(PROTOENV)/bin/python
 	PATH="$(CURDIR)/$(PROTOENV)/bin:$$PATH" $(PROTOENV)/bin/python -m grpc_tools.protoc -I protos --python_out=$(or $(OUT),shared) \
 		--grpc_python_out=$(or $(OUT),shared) --mypy_out=quiet:$(or $(OUT),shared) --mypy_grpc_out=quiet:$(or $(OUT),shared) $(PROTO)
+
+# The TypeScript SDK: compiled, it replays what Python does, and its client talks to a real verifier.
+SDK_DRAFT := mobile_demo/build/draft/manifest.json
+$(SDK_DRAFT): $(STAMP)
+	$(BIN)/pilotfish export reference/draft --to onnx-web --quant int8 --overwrite --out $(@D)
+
+mobile-sdk-test: $(STAMP) $(SDK_DRAFT) $(MODULES)
+	$(BIN)/python -m pilotfish_core.vectors mobile_demo/build/vectors reference/target
+	cd mobile_demo && PYTHON="$(abspath $(BIN))/python" npm run --silent test:sdk
+
+# The generated frames are committed, as the Python stubs are.
+mobile-proto: $(PROTOENV)/bin/python
+	mkdir -p mobile_demo/build
+	PATH="$(CURDIR)/mobile_demo/node_modules/.bin:$$PATH" $(PROTOENV)/bin/python -m grpc_tools.protoc -I protos \
+		--es_out=mobile_demo/build --es_opt=target=ts,import_extension=js $(PROTO)
+	cp mobile_demo/build/pilotfish_core/proto/v1/verifier_pb.ts mobile_demo/sdk/src/proto/verifier_pb.ts
 
 clean:
 	rm -rf build dist mobile_demo/dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""A TCP proxy that counts, and whose connections break: after so many bytes, in mid-frame or not, or while it is down."""
+"""A TCP proxy that counts, and whose connections break: after so many bytes, in mid-frame or not, or while down."""
 
 from __future__ import annotations
 

@@ -27,8 +27,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.spread_model import FIRST, LARGE_VOCABULARY, STRIDE, spread_model
 from benchmarks.cutting_proxy import CuttingProxy
+from benchmarks.spread_model import FIRST, LARGE_VOCABULARY, STRIDE, spread_model
 from benchmarks.wire_tally import tallied_client
 from pilotfish.bench.machine import machine
 from pilotfish.client import AsyncClient, AsyncStream

@@ -47,13 +47,13 @@ class Disturbances:
         """Disturb for so long, then wait until everything is up again."""
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        kinds: tuple[tuple[float, Callable[[], Awaitable[None]]], ...] = (
-            (0.5, self.kill), (0.2, self.drain), (0.2, self.cut), (0.1, self.redis)
-        )  # fmt: skip
-        actions, weights = [action for _, action in kinds], [weight for weight, _ in kinds]
+        deck: list[Callable[[], Awaitable[None]]] = []
         while (wait_s := self._random.uniform(*PAUSE_S)) < end - loop.time():
             await asyncio.sleep(wait_s)
-            await self._random.choices(actions, weights)[0]()
+            if not deck:  # each kind has its turn in a minute, whatever the seed
+                deck = [self.kill, self.kill, self.drain, self.drain, self.cut, self.redis]
+                self._random.shuffle(deck)
+            await deck.pop()()
         await self.settled()
 
     async def settled(self) -> None:
@@ -64,19 +64,15 @@ class Disturbances:
             task.result()
 
     async def kill(self) -> None:
-        """``kill -9`` of a replica, unless only one serves."""
-        replica = self._choose()
-        if replica is None:
-            return
+        """``kill -9`` of a replica, once two serve."""
+        replica = await self._choose()
         self._note("kill", replica.name)
         await replica.kill()
         self._again(replica)
 
     async def drain(self) -> None:
-        """SIGTERM; it goes on for the drain's time."""
-        replica = self._choose()
-        if replica is None:
-            return
+        """SIGTERM, once two serve; it goes on for the drain's time."""
+        replica = await self._choose()
         self._note("drain", replica.name)
         replica.ready.clear()
 
@@ -106,9 +102,19 @@ class Disturbances:
 
         self._redis = self._keep(away())
 
-    def _choose(self) -> Replica | None:
-        ready = [replica for replica in self._deployment.replicas if replica.ready.is_set()]
-        return self._random.choice(ready) if len(ready) > 1 else None
+    async def _choose(self) -> Replica:
+        while True:
+            ready = [replica for replica in self._deployment.replicas if replica.ready.is_set()]
+            if len(ready) > 1:
+                return self._random.choice(ready)
+            coming = [
+                asyncio.create_task(replica.ready.wait())
+                for replica in self._deployment.replicas
+                if not replica.ready.is_set()
+            ]
+            await asyncio.wait(coming, return_when=asyncio.FIRST_COMPLETED)
+            for waiting in coming:
+                waiting.cancel()
 
     def _again(self, replica: Replica) -> None:
         wait_s = self._random.uniform(*SUPERVISOR_S)

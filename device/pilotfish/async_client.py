@@ -9,12 +9,14 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar, cast
 
 from pilotfish.addresses import parse_addresses
+from pilotfish.attempts import ALLOWING, Calling
 from pilotfish.auto_draft import AutoDraft
 from pilotfish.chat_prompts import ChatPrompts, Message
-from pilotfish.client_choices import Prompt, chosen_arm, chosen_config, token_ids
+from pilotfish.client_choices import Prompt, checked_bytes, chosen_arm, chosen_config, token_ids
 from pilotfish.credentials import Credentials
 from pilotfish.draft_thread import DraftThread
 from pilotfish.driver import GenerationDriver
+from pilotfish.end_tokens import EndTokens
 from pilotfish.generation import Generation
 from pilotfish.local_driver import LocalDriver
 from pilotfish.offline import OfflineChoice, WhenBack
@@ -26,7 +28,7 @@ from pilotfish.transport import Transport
 from pilotfish_core.device_actions import DeviceConfig
 from pilotfish_core.draft_policy import PolicyMemory
 from pilotfish_core.drafter import Drafter
-from pilotfish_core.errors import InvalidParameter, InvalidRequest
+from pilotfish_core.errors import FingerprintMismatch, InvalidParameter, InvalidRequest
 from pilotfish_core.modes import Arm, Hint, Objective
 from pilotfish_core.ngram import NgramDrafter
 from pilotfish_core.parameters import SamplingParams
@@ -47,7 +49,8 @@ class AsyncClient:
 
     ``server``: address, comma-separated list or list; later ones are tried when earlier ones fail. ``draft``: an
     exported folder, "ngram", "auto" (what the verifier offers; n-gram where it offers nothing, and until it is
-    fetched), None, or a Drafter. ``on_download`` is told how that goes.
+    fetched), None, or a Drafter. ``on_download`` is told how that goes. The drafts that are fetched take at most
+    ``draft_cache_bytes`` (4 GiB) on this device; what was used the longest ago goes first.
     ``tokenizer``: folder or tokenizer.json; without one the drafter's is used, else the verifier's is fetched and
     cached. Heavy work happens in ``prepare``, at the latest with the first generation.
 
@@ -95,6 +98,7 @@ class AsyncClient:
         insecure: bool = False,
         pad: bool = False,
         on_download: Callable[[DownloadProgress], None] | None = None,
+        draft_cache_bytes: int | None = None,
         trace: ClientTrace | None = None,
     ) -> None:
         self._alone = cloud == "never" or arm == Arm.DEVICE_ONLY
@@ -120,9 +124,17 @@ class AsyncClient:
         self._executor = DraftThread()
         auto = None
         if draft == "auto" and not self._alone and not self._hint.metered_network:
-            auto = AutoDraft(self._transport, credentials, model, insecure=insecure, report=on_download)
+            auto = AutoDraft(
+                self._transport,
+                credentials,
+                model,
+                insecure=insecure,
+                report=on_download,
+                cache_bytes=checked_bytes("draft_cache_bytes", draft_cache_bytes),
+            )
         self._prepared = Preparation(draft, tokenizer, model, self._executor, auto)
         self._chat = ChatPrompts(None if self._alone else self._transport, model, [tokenizer, draft])
+        self._end_tokens: EndTokens | None = None
         self._streams: set[AsyncStream] = set()
         self._closed = False
 
@@ -238,7 +250,7 @@ class AsyncClient:
         self, tokens: tuple[int, ...], params: SamplingParams, deadline: Deadline | None, offline: OfflineChoice
     ) -> AsyncStream:
         generation = Generation(prompt=tokens, params=params, model=self._model, tokenizer_hash=self.tokenizer.hash)
-        return self._stream(generation, deadline, offline)
+        return self._stream(generation, deadline, offline, self._allow_other_fingerprint)
 
     async def resume(
         self,
@@ -247,11 +259,16 @@ class AsyncClient:
         timeout_s: float | None = None,
         offline: str | None = None,
         on_reconnect: WhenBack | None = None,
+        allow_other_fingerprint: bool | None = None,
     ) -> AsyncStream:
-        """Go on with a generation (or a saved one) from what it holds.
+        """Go on with a generation (or a saved one) from what it holds. With ``offline="draft"`` the first piece is
+        what its app was shown unverified, if anything, and that is then confirmed or revised as ever.
 
-        Raises InvalidRequest for one that has finished.
+        ``allow_other_fingerprint``: other than the client's; an answer that the device began alone (``cloud="never"``,
+        or kept offline) has none that a verifier could have. Raises InvalidRequest for one that has finished, and
+        FingerprintMismatch for one that the device began alone, where that is not allowed.
         """
+        allowed = self._allow_other_fingerprint if allow_other_fingerprint is None else allow_other_fingerprint
         deadline = Deadline.after(timeout_s)
         alone = self._offline_of(offline, on_reconnect)
         if not isinstance(generation, Generation):
@@ -260,9 +277,16 @@ class AsyncClient:
             raise InvalidRequest(
                 f"the generation has finished ({generation.finish.reason}); there is nothing to resume"
             )
+        if generation.own and not (allowed or self._alone):
+            raise FingerprintMismatch(
+                f"the answer was begun by {generation.fingerprint}, without a verifier, and no verifier writes as that "
+                f"does; {ALLOWING}"
+            )
+        if alone.config is None:
+            generation.shown = None  # nothing unverified is asked for
         await self._until(deadline, self._prepare())
         generation.count_attempts_from_clock()
-        return self._stream(generation, deadline, alone)
+        return self._stream(generation, deadline, alone, allowed)
 
     @property
     def hint(self) -> Hint:
@@ -288,7 +312,9 @@ class AsyncClient:
         if self._closed:
             raise InvalidRequest("the client is closed")
 
-    def _stream(self, generation: Generation, deadline: Deadline | None, offline: OfflineChoice) -> AsyncStream:
+    def _stream(
+        self, generation: Generation, deadline: Deadline | None, offline: OfflineChoice, allow_other_fingerprint: bool
+    ) -> AsyncStream:
         self._check_open()
         if isinstance(self._prepared.drafter, NgramDrafter | None):
             offline = OfflineChoice()  # "auto" found no model: prompt lookup copies, it does not write
@@ -297,19 +323,22 @@ class AsyncClient:
             if self._alone
             else GenerationDriver(
                 generation,
-                transport=self._transport,
+                calling=Calling(
+                    transport=self._transport,
+                    prompts=self._prompts,
+                    routes=self._routes,
+                    allow_other_fingerprint=allow_other_fingerprint,
+                    padded=self._padded,
+                    deadline=None if deadline is None else deadline.at,
+                ),
                 tokenizer=self.tokenizer,
                 drafter=self._prepared.drafter,
                 executor=self._executor,
                 config=self._config,
-                allow_other_fingerprint=self._allow_other_fingerprint,
                 memory=self._memory,
                 hint=self._hint,
-                prompts=self._prompts,
-                routes=self._routes,
-                padded=self._padded,
-                deadline=None if deadline is None else deadline.at,
                 offline=offline,
+                end_tokens=self._ends(offline),
                 trace=self._trace,
             )
         )
@@ -317,6 +346,15 @@ class AsyncClient:
         self._streams.add(stream)
         stream._task.add_done_callback(lambda _: self._streams.discard(stream))
         return stream
+
+    def _ends(self, offline: OfflineChoice) -> EndTokens | None:
+        """The verifier's, where the device may have to write without it."""
+        if offline.config is None:
+            return None
+        if self._end_tokens is None:
+            self._end_tokens = EndTokens(self._transport, self._model, self.tokenizer.hash)
+        self._end_tokens.learn()
+        return self._end_tokens
 
     def _local_driver(self, generation: Generation) -> LocalDriver:
         drafter = self._prepared.drafter
@@ -329,6 +367,8 @@ class AsyncClient:
         self._closed = True
         await self._close_streams()  # first: what is being prepared may take a while to stop
         await self._prepared.stop()
+        if self._end_tokens is not None:
+            await self._end_tokens.stop()
         await self._close_streams()
         await self._transport.close()
         if await self._executor.aclose(CLOSE_TIMEOUT_S):

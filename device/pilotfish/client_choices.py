@@ -55,6 +55,13 @@ def choice(name: str, kind: type[Choice], value: str) -> Choice:
         raise InvalidParameter.of(name, value, " or ".join(kind)) from None
 
 
+def checked_bytes(name: str, value: int | None) -> int | None:
+    """A size that may be left to the usual one. Raises InvalidParameter."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise InvalidParameter.of(name, value, "a number of bytes")
+    return value
+
+
 def token_ids(prompt: Sequence[int]) -> tuple[int, ...]:
     """A prompt given as ids. Raises InvalidParameter."""
     for token in prompt:

@@ -28,6 +28,9 @@ def add_client_options(parser: Any, *, alone: bool = True) -> None:
     parser.add_argument(
         "--draft", help="exported folder, 'ngram', 'auto' (default) or 'none' (default: $PILOTFISH_DRAFT)"
     )
+    parser.add_argument(
+        "--draft-cache-bytes", type=int, metavar="N", help="that drafts fetched by 'auto' may take (default: 4 GiB)"
+    )
     parser.add_argument("--tokenizer", help="folder or tokenizer.json (default: the draft's, else the verifier's)")
     parser.add_argument("--model", help="name of the served model (default: the only one)")
     parser.add_argument(
@@ -122,6 +125,7 @@ def settled(arguments: argparse.Namespace) -> dict[str, Any]:
         "key": arguments.key,
         "insecure": arguments.insecure,
         "pad": arguments.pad,
+        "draft_cache_bytes": arguments.draft_cache_bytes,
         "on_download": _Download(),
     }
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import http.client
-import shutil
+import os
 import socket
 import threading
 import time
@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from pilotfish.credentials import Credentials
 from pilotfish.draft_offers import DraftOffer, OfferedFile
+from pilotfish.file_locks import locked
 from pilotfish_core.errors import (
     Cancelled,
     LocalError,
@@ -61,6 +62,7 @@ class DraftDownload:
         self._connection: http.client.HTTPConnection | None = None
         self._received = 0
         self._reported_at = 0.0
+        self._ranges = True  # whether the server is thought to know them
 
     def stop(self) -> None:
         """Give up; what came stays for the next time."""
@@ -80,7 +82,7 @@ class DraftDownload:
         part = self._folder.with_name(f"{self._folder.name}.part")
         with self._kept():
             self._folder.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(self._folder.with_name(f"{self._folder.name}.lock"), self._check_stopped):
+            with locked(self._folder.with_name(f"{self._folder.name}.lock"), self._check_stopped):
                 if not self._folder.is_dir():  # another process may have brought it meanwhile
                     part.mkdir(exist_ok=True)
                     for name, file in self._offer.files.items():
@@ -95,9 +97,8 @@ class DraftDownload:
         for _ in range(2):
             self._received = before
             self._complete(name, file, path)
-            with path.open("rb") as opened:
-                if hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256:
-                    return
+            if _sha256(path, file.size) == file.sha256:
+                return
             path.unlink()
         raise ModelLoadError(
             f"{name} of the draft model {self._offer.name} is refused: its SHA-256 is not what the verifier announced"
@@ -109,8 +110,12 @@ class DraftDownload:
         while True:
             held = path.stat().st_size if path.exists() else 0
             if held > file.size:
-                path.unlink()
-                held = 0
+                if _sha256(path, file.size) == file.sha256:  # written by two at once, say: it is all there
+                    os.truncate(path, file.size)
+                    held = file.size
+                else:
+                    path.unlink()
+                    held = 0
             self._received = before + held
             self._tell(last=False)
             if held == file.size and path.exists():
@@ -132,7 +137,7 @@ class DraftDownload:
             headers = {"accept-encoding": "identity"}
             if self._send_key:
                 headers |= dict(self._credentials.metadata)
-            if held:
+            if held and self._ranges:
                 headers |= {"range": f"bytes={held}-", "if-range": f'"{file.sha256}"'}
             connection.request("GET", f"{urlsplit(self._offer.url).path}/{name}", headers=headers)
             response = connection.getresponse()
@@ -142,11 +147,12 @@ class DraftDownload:
                 f"bytes {held}-"
             )
             if response.status == 206 and not goes_on:
-                path.unlink(missing_ok=True)
+                self._ranges = False  # from here on it is asked for all of it
                 raise http.client.HTTPException("the answer begins elsewhere than asked")
             if not goes_on:
                 self._received, held = self._received - held, 0
-            with self._kept(), path.open("ab" if goes_on else "wb") as opened:
+            # What is here is written over only as far as the same comes again: the connection may break once more.
+            with self._kept(), path.open("ab" if goes_on else "r+b" if path.exists() else "wb") as opened:
                 while held < file.size:  # whatever more is sent is not read
                     self._check_stopped()
                     data = _read(response, min(CHUNK, file.size - held))
@@ -187,9 +193,14 @@ class DraftDownload:
             raise Cancelled("the download was given up")
 
 
-def discard(folder: Path) -> None:
-    """Remove a draft model that turned out to be damaged."""
-    shutil.rmtree(folder, ignore_errors=True)
+def _sha256(path: Path, size: int) -> str:
+    """Of the first ``size`` bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as opened:
+        while size > 0 and (data := opened.read(min(size, 2**20))):
+            digest.update(data)
+            size -= len(data)
+    return digest.hexdigest()
 
 
 def _read(response: http.client.HTTPResponse, count: int) -> bytes:
@@ -215,22 +226,3 @@ def _refusal(status: int, what: str) -> PilotfishError:
             return Unavailable(f"the verifier failed to hand out {what}: status {status}")
         case _:
             return ModelLoadError(f"the verifier does not have {what}: status {status}")
-
-
-@contextlib.contextmanager
-def _locked(file: Path, check: Callable[[], None]) -> Iterator[None]:
-    """One process at a time; without it two would write one file. Where there are no such locks, all go on."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    with file.open("w") as opened:
-        while True:
-            try:
-                fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.1)
-                check()
-        yield  # the file stays: whoever waits for it must not be left with one that is gone

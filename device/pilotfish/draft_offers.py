@@ -51,8 +51,13 @@ class DraftOffer:
     @property
     def digest(self) -> str:
         """Of everything it consists of, as a name for it on this device."""
-        listed = "\n".join(f"{name} {file.size} {file.sha256}" for name, file in sorted(self.files.items()))
-        return hashlib.sha256(listed.encode()).hexdigest()
+        return digest_of(self.files)
+
+
+def digest_of(files: Mapping[str, OfferedFile]) -> str:
+    """A name for files of these names and contents."""
+    listed = "\n".join(f"{name} {file.size} {file.sha256}" for name, file in sorted(files.items()))
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 async def offered_drafts(transport: Transport, model: str) -> tuple[DraftOffer, ...]:
@@ -75,9 +80,12 @@ async def offered_drafts(transport: Transport, model: str) -> tuple[DraftOffer, 
     return ()
 
 
-def chosen_offer(offers: tuple[DraftOffer, ...]) -> DraftOffer | None:
-    """The first one that this device can run: the operator's order is by what suits the target."""
-    return next((offer for offer in offers if offer.runtime == RUNTIME and offer.size <= MAX_BYTES), None)
+def usable_offers(offers: tuple[DraftOffer, ...], *, max_bytes: int = MAX_BYTES) -> tuple[DraftOffer, ...]:
+    """Those that this device can run, the best first: the operator's order is by what suits the target. ``max_bytes``:
+    that one may take here.
+    """
+    largest = min(max_bytes, MAX_BYTES)
+    return tuple(offer for offer in offers if offer.runtime == RUNTIME and offer.size <= largest)
 
 
 def may_send_key(url: str, addresses: tuple[Address, ...], *, insecure: bool) -> bool:

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import itertools
 import json
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
-from typing import Any, Final
+from typing import Any
 
 from pilotfish.asking import Asking
-from pilotfish.attempt import Attempt, Lost, Received
+from pilotfish.attempt import Lost, Received
+from pilotfish.attempts import Attempts, Calling, Send
 from pilotfish.delivery import Delivery
 from pilotfish.drafting import DraftDone, DraftWorker
+from pilotfish.end_tokens import EndTokens
 from pilotfish.figures import Figures
-from pilotfish.generation import ALONE, Generation
+from pilotfish.generation import ALONE, Generation, Shown
 from pilotfish.offline import OfflineChoice, Unconfirmed
+from pilotfish.reading import Reading
 from pilotfish.result import Result
-from pilotfish.routes import Routes
-from pilotfish.transport import Transport, check_version
 from pilotfish_core.device_actions import (
     Action,
     AskWhether,
@@ -33,32 +33,22 @@ from pilotfish_core.device_actions import (
     DeviceConfig,
     End,
     Keep,
-    SendAcknowledge,
-    SendDraft,
-    SendHint,
     SendMode,
-    SendPing,
     ShowUnverified,
 )
 from pilotfish_core.device_core import DeviceCore, DeviceState
 from pilotfish_core.draft_policy import PolicyMemory
 from pilotfish_core.drafter import Drafter
-from pilotfish_core.drafts import Commit, Finish, FinishReason
-from pilotfish_core.errors import FingerprintMismatch, PilotfishError, ProtocolViolation, Unavailable
-from pilotfish_core.messages import Open, Opened, Pong, PrefixUnknown, Ticket
-from pilotfish_core.modes import Advice, Hint
+from pilotfish_core.drafts import FinishReason
+from pilotfish_core.errors import PilotfishError
+from pilotfish_core.modes import Hint
 from pilotfish_core.offline import OnReconnect
-from pilotfish_core.prompts import SentPrompts
-from pilotfish_core.proto.v1 import verifier_pb2 as pb
 from pilotfish_core.stops import StopChecker
 from pilotfish_core.tokenizer import Tokenizer
 from pilotfish_core.trace import ClientTrace
 
 log = logging.getLogger("pilotfish")
 policy_log = logging.getLogger("pilotfish.policy")
-
-DEADLINE_GRACE_S: Final = 1.0  # of the call beyond the answer's deadline, whose passing the client says better itself
-CLOSE_TIMEOUT_S: Final = 1.0  # after the finish the verifier has nothing more to say than the status
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,38 +87,26 @@ class GenerationDriver:
         self,
         generation: Generation,
         *,
-        transport: Transport,
+        calling: Calling,
         tokenizer: Tokenizer,
         drafter: Drafter | None,
         executor: Executor,
         config: DeviceConfig,
-        allow_other_fingerprint: bool = False,
         memory: PolicyMemory | None = None,
         hint: Hint | None = None,
-        prompts: SentPrompts | None = None,
-        routes: Routes | None = None,
-        padded: bool = False,
-        deadline: float | None = None,
         offline: OfflineChoice | None = None,
+        end_tokens: EndTokens | None = None,
         trace: ClientTrace | None = None,
     ) -> None:
-        """``prompts``: what the verifier was sent before, by earlier generations too; ``routes``: what it named as the
-        way to a warm replica. ``deadline``: when the answer must be complete, on the event loop's clock; the verifier
-        is told. ``offline``: what to do while the link is away. ``trace``: what happens is written there.
+        """``offline``: what to do while the link is away; ``end_tokens``: of the verifier, for then. ``trace``: what
+        happens is written there.
         """
         self.generation = generation
-        self._prompts = SentPrompts() if prompts is None else prompts
-        self._routes = Routes() if routes is None else routes
-        self._failures = 0
-        self._route: str | None = None  # that the verifier named with its last error
         self._delivery = Delivery(generation, tokenizer)
         self.pieces = self._delivery.pieces
         self.outcome: asyncio.Future[Result | PilotfishError] = asyncio.get_running_loop().create_future()
-        self._transport = transport
         self._tokenizer = tokenizer
-        self._allow_other_fingerprint = allow_other_fingerprint
-        self._padded = padded
-        self._deadline = deadline
+        self._end_tokens = end_tokens
         self._drafter_name = "none" if drafter is None else drafter.name
         self._figures = Figures(generation, self._drafter_name)
         self._trace = None if trace is None else trace.generation(generation.prompt)
@@ -141,7 +119,6 @@ class GenerationDriver:
         if drafter is not None:
             config = dataclasses.replace(config, offline=self._offline.config)
         self._asking = Asking(self._offline.ask, self._answered)
-        self._kept = False
         self._core = DeviceCore(
             prompt=generation.prompt,
             output=generation.output,
@@ -152,13 +129,26 @@ class GenerationDriver:
             memory=memory,
             hint=hint,
             ticket=generation.ticket,
-            finish_rule=lambda: StopChecker(generation.params, tokenizer, eos_token_ids=tokenizer.eos_token_ids),
+            finish_rule=self._finish_rule,
+            unverified=generation.unverified,
         )
-        self._attempt: Attempt | None = None
-        self._attempts = itertools.count()
+        self._attempts = Attempts(generation, calling, self._core.policy, self._figures, self._trace, self._happened)
+        self._reading = Reading(self._core, generation, self._attempts, self._trace, vocab_size=tokenizer.vocab_size)
         self._timer: asyncio.TimerHandle | None = None
         self._going_on: asyncio.Handle | None = None
         self._end: End | None = None
+
+    def _finish_rule(self) -> StopChecker:
+        """Where the device ends what it writes alone: as the verifier would, as far as that is known by now."""
+        known = None if self._end_tokens is None else self._end_tokens.ids
+        ends = set(self._tokenizer.eos_token_ids if known is None else known)
+        while True:
+            rule = StopChecker(self.generation.params, self._tokenizer, eos_token_ids=ends)
+            finishes = (rule.push(token) for token in self.generation.output[:-1])
+            refuted = next((finish.stop for finish in finishes if finish is not None), None)
+            if not isinstance(refuted, int) or refuted not in ends:
+                return StopChecker(self.generation.params, self._tokenizer, eos_token_ids=ends)
+            ends.remove(refuted)  # the target has written on behind it
 
     @property
     def draft_text(self) -> str:
@@ -220,9 +210,9 @@ class GenerationDriver:
         try:
             actions = cause()
             self._act(actions)
-            if self._core.state is DeviceState.WAITING and self._attempt is not None:
-                self._failures += 1  # a stream that broke, or one that was given up
-                self._leave()  # what it may still say is too late
+            self._note_shown()
+            if self._core.state is DeviceState.WAITING:
+                self._attempts.give_up()
             if self._end is not None:
                 self._core.look_ahead(self._loop.time())
                 self._close(self._outcome_of(self._end))
@@ -250,9 +240,9 @@ class GenerationDriver:
     def _handle(self, event: _Event, now: float) -> list[Action]:
         match event:
             case Received(attempt, frame):
-                return self._read(attempt, frame, now) if attempt is self._attempt else []
+                return self._reading.read(attempt, frame, now) if attempt is self._attempts.current else []
             case Lost(attempt, error):
-                return self._lost(error, now) if attempt is self._attempt else []
+                return self._core.lost(self._attempts.lost(error), now) if attempt is self._attempts.current else []
             case DraftDone(tokens, None):
                 if self._trace is not None and event.task is not None:
                     self._trace.drafted(
@@ -279,64 +269,6 @@ class GenerationDriver:
             case _:
                 return self._core.expired(now)
 
-    def _read(self, attempt: Attempt, frame: pb.CloudFrame, now: float) -> list[Action]:
-        actions: list[Action] = []
-        try:
-            for message in attempt.reader.read(frame):
-                match message:
-                    case Opened():
-                        self._opened(attempt, message)
-                        actions += self._core.opened(message, now)
-                    case Commit():
-                        self._check_vocabulary(message)
-                        if message.position <= self._core.length < message.end:
-                            self.generation.decided_under(attempt.fingerprint)
-                        if self._trace is not None:
-                            core, size = self._core, frame.ByteSize()
-                            self._trace.committed(now, message, length=core.length, tail=core.tail, size=size)
-                        actions += self._core.take(message, now)
-                    case Ticket():
-                        actions += self._core.proved(message)
-                        self.generation.ticket = self._core.ticket
-                    case Pong():
-                        if self._trace is not None:
-                            self._trace.heard(now, message.nonce)
-                        actions += self._core.heard(message, now)
-                    case Advice():
-                        actions += self._core.advised(message, now)
-                    case PrefixUnknown():
-                        self._send_prompt(attempt)
-        except ProtocolViolation as error:
-            return self._core.fail(error, now)
-        return actions
-
-    def _check_vocabulary(self, commit: Commit) -> None:
-        """Raises ProtocolViolation for ids that have no text here: they can neither be shown nor given to a drafter."""
-        largest = max(commit.tokens, default=0)
-        if largest >= self._tokenizer.vocab_size:
-            raise ProtocolViolation(
-                f"the verifier committed token id {largest}, outside the vocabulary of {self._tokenizer.vocab_size}"
-            )
-
-    def _send_prompt(self, attempt: Attempt) -> None:
-        """The verifier does not know what it was named: send the ids."""
-        self._prompts.forget(self.generation.prompt)
-        attempt.reopen(dataclasses.replace(attempt.opening, prompt=self.generation.prompt, prefix=None))
-
-    def _opened(self, attempt: Attempt, message: Opened) -> None:
-        check_version(message.protocol_version)
-        self._prompts.sent(self.generation.prompt)
-        self._routes.learn(self.generation.prompt, message.routes)
-        attempt.fingerprint = message.fingerprint
-        self.generation.model = message.model
-        self._figures.cached_tokens = message.cached_tokens
-
-    def _lost(self, error: PilotfishError, now: float) -> list[Action]:
-        if isinstance(error, FingerprintMismatch) and len(self._transport.addresses) > 1:
-            error = Unavailable(error.message)  # another address may compute as the first one did
-        self._route = error.route
-        return self._core.lost(error, now)
-
     # -- actions ----------------------------------------------------------------------------------------------------
 
     def _act(self, actions: list[Action]) -> None:
@@ -345,31 +277,10 @@ class GenerationDriver:
         for action in actions:
             match action:
                 case Connect():
-                    self._connect(action)
-                case SendDraft(run, acknowledged):
-                    if self._attempt is not None:
-                        sent = self._attempt.writer.draft(run, acknowledged)
-                        self._attempt.stream.send(sent)
-                        if self._trace is not None:
-                            size, now = sent.ByteSize(), self._loop.time()
-                            self._trace.flushed(now, start=run.start, tokens=len(run.tokens), size=size)
-                case SendAcknowledge(length):
-                    if self._attempt is not None:
-                        self._attempt.stream.send(self._attempt.writer.acknowledge(length))
-                case SendPing(ping):
-                    if self._trace is not None:
-                        self._trace.pinged(self._loop.time(), ping.nonce)
-                    if self._attempt is not None:
-                        self._attempt.stream.send(self._attempt.writer.ping(ping))
-                case SendMode(mode):
-                    policy_log.info("policy: %s", json.dumps(self._core.policy.explain()))
-                    if self._attempt is not None:
-                        self._attempt.stream.send(self._attempt.writer.mode(mode))
-                case SendHint(hint):
-                    if self._attempt is not None:
-                        self._attempt.stream.send(self._attempt.writer.hint(hint))
+                    self._attempts.open(action)
                 case Deliver():
-                    self._deliver(action, finish if action is last else None)
+                    self._figures.delivered(len(action.tokens), self._loop.time())
+                    self._delivery.deliver(action, finish if action is last else None)
                 case ShowUnverified():
                     self._delivery.show(action, self._core.unverified.finish)
                 case AskWhether():
@@ -378,55 +289,18 @@ class GenerationDriver:
                     self._act(self._keep(action))
                 case End():
                     self._end = action
+                case _:
+                    self._send(action)
 
-    def _connect(self, connect: Connect) -> None:
-        self._leave()
-        generation = self.generation
-        generation.attempt = connect.attempt
-        prefix = self._prompts.known(generation.prompt)
-        message = Open(
-            model=generation.model,
-            tokenizer_hash=generation.tokenizer_hash,
-            generation_id=generation.id,
-            attempt=connect.attempt,
-            prompt=generation.prompt if prefix is None else generation.prompt[prefix.length :],
-            prefix=prefix,
-            params=generation.params,
-            output=tuple(generation.output[: connect.length - len(generation.prompt)]),
-            fingerprint=self._decided_by,
-            allow_other_fingerprint=self._allow_other_fingerprint,
-            mode=connect.mode,
-            hint=self._core.policy.hint,
-            pace=self._core.policy.pace,
-            ticket=connect.ticket,
-        )
-        timeout_s = None
-        if self._deadline is not None:
-            timeout_s = max(self._deadline - self._loop.time(), 0.0) + DEADLINE_GRACE_S
-        self._attempt = Attempt(
-            self._transport,
-            next(self._attempts),
-            message,
-            self._happened,
-            padded=self._padded,
-            timeout_s=timeout_s,
-            route=self._route or self._routes.of(generation.prompt, self._failures),
-        )
-        self._route = None
-        if self._trace is not None:
-            self._trace.opening(self._attempt.stream.bytes_up)
+    def _note_shown(self) -> None:
+        """For who saves the generation, before the app has it."""
+        tokens = tuple(self._core.unverified.tokens)
+        self.generation.shown = Shown(self._core.length, tokens) if tokens else None
 
-    def _leave(self) -> None:
-        """Give up the current stream, if any; what still comes from it is ignored."""
-        if self._attempt is None:
-            return
-        self._attempt.stream.cancel()
-        self._figures.left(self._attempt.stream)
-        self._attempt = None
-
-    def _deliver(self, deliver: Deliver, finish: Finish | None) -> None:
-        self._figures.delivered(len(deliver.tokens), self._loop.time())
-        self._delivery.deliver(deliver, finish)
+    def _send(self, action: Send) -> None:
+        if isinstance(action, SendMode):
+            policy_log.info("policy: %s", json.dumps(self._core.policy.explain()))
+        self._attempts.send(action, self._loop.time())
 
     # -- what the app was shown while the link was away ---------------------------------------------------------------
 
@@ -441,20 +315,11 @@ class GenerationDriver:
         """Note whose tokens these are, before they are output."""
         self.generation.decided_under(ALONE + self._drafter_name)
         self.generation.ticket = None
-        self._kept = True
+        self._attempts.kept()
         self._delivery.keep(keep.tokens, self._core.unverified.finish)
         actions = self._core.kept(self._loop.time())
         self._figures.delivered(len(keep.tokens), self._loop.time())
         return actions
-
-    @property
-    def _decided_by(self) -> str:
-        """The fingerprint that a resume asks for: until a token was decided, any replica may decide the first."""
-        if not self.generation.output:
-            return ""
-        if not self._kept:
-            return self.generation.fingerprint
-        return next((name for name in self.generation.fingerprints if not name.startswith(ALONE)), "")
 
     # -- time and the end -------------------------------------------------------------------------------------------
 
@@ -487,7 +352,7 @@ class GenerationDriver:
             metrics=self._figures.metrics(
                 self._core.counts,
                 self._core.policy.explain(),
-                None if self._attempt is None else self._attempt.stream,
+                self._attempts.stream,
             ),
             verified=self.generation.verified,
             unverified_text=self._delivery.text.unverified,
@@ -503,7 +368,7 @@ class GenerationDriver:
                 self._trace,
                 self._core.counts,
                 self._core.policy,
-                None if self._attempt is None else self._attempt.stream,
+                self._attempts.stream,
                 error=item.kind if isinstance(item, PilotfishError) else "",
             )
 
@@ -513,12 +378,6 @@ class GenerationDriver:
         self._asking.cancel()
         if self._timer is not None:
             self._timer.cancel()
-        attempt, self._attempt = self._attempt, None
-        if attempt is not None:
-            if self.generation.finished:
-                attempt.stream.close()
-                await asyncio.wait([attempt.task], timeout=CLOSE_TIMEOUT_S)
-            attempt.stream.cancel()
-            await attempt.task
+        await self._attempts.close()
         if self._worker is not None:
             await self._worker.close()

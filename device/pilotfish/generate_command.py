@@ -40,7 +40,11 @@ def add_generate_parser(commands: Any) -> None:
         parser.add_argument_group("sampling", "fixed when a generation begins, not to be given to --resume")
     )
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after that long")
-    parser.add_argument("--allow-other-fingerprint", action="store_true", help="resume under other numerics too")
+    parser.add_argument(
+        "--allow-other-fingerprint",
+        action="store_true",
+        help="resume under other numerics too, also what this device began without a verifier",
+    )
     parser.add_argument(
         "--trace", metavar="F", help="write there when what happened, without text, for pilotfish-sim calibrate"
     )

@@ -29,9 +29,19 @@ MAX_CLOCK_ATTEMPT: Final = 2**32 - 2**16
 MAX_ATTEMPT: Final = 2**32 - 1
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shown:
+    """Tokens that the app was shown unverified, the first one at ``position`` in prompt and output. Never changed, but
+    replaced: another thread may be saving.
+    """
+
+    position: int
+    tokens: tuple[int, ...]
+
+
 @dataclasses.dataclass(slots=True, kw_only=True)
 class Generation:
-    """State of one answer. ``output`` only grows.
+    """State of one answer. ``output`` only grows; ``unverified`` is what the app was shown behind it.
 
     ``fingerprint`` is the numerics that decided its first token, ``other_fingerprints`` are those under which it went
     on where the device allowed that: such an answer is ``mixed``, no replica alone would have to write it.
@@ -48,6 +58,13 @@ class Generation:
     other_fingerprints: list[str] = dataclasses.field(default_factory=list)
     finish: Finish | None = None
     ticket: Ticket | None = None  # the verifier's last proof of the output, to be shown when it is resumed
+    shown: Shown | None = None  # while the link was away, and not decided when it was noted
+
+    @property
+    def unverified(self) -> tuple[int, ...]:
+        """Tokens behind the output that the app was shown while the link was away, and that are not decided."""
+        shown = self.shown  # first: the output may grow meanwhile
+        return _behind(shown, len(self.prompt), self.output)
 
     @property
     def finished(self) -> bool:
@@ -68,6 +85,11 @@ class Generation:
     def verified(self) -> bool:
         """Whether a verifier decided all of its tokens."""
         return not any(each.startswith(ALONE) for each in (self.fingerprint, *self.other_fingerprints))
+
+    @property
+    def own(self) -> bool:
+        """Whether all of its tokens, and there are some, are the device's own."""
+        return bool(self.output) and all(each.startswith(ALONE) for each in self.fingerprints or ("",))
 
     def decided_under(self, fingerprint: str) -> None:
         """Remember the numerics of tokens that are about to be put into the output."""
@@ -118,7 +140,7 @@ class Generation:
         # The output first: another thread may be adding to it, and whatever decided a token was noted before it; but
         # before that the ticket, which comes after the tokens that it proves.
         ticket = self.ticket
-        output = list(self.output)
+        shown, output = self.shown, list(self.output)
         return {
             "id": self.id.hex(),
             "attempt": self.attempt,
@@ -130,6 +152,7 @@ class Generation:
             "output": output,
             "params": dataclasses.asdict(self.params),
             "finish": None if self.finish is None else [self.finish.reason.value, self.finish.stop],
+            "unverified": list(_behind(shown, len(self.prompt), output)),
             "ticket": None if ticket is None else [ticket.value.hex(), ticket.length],
         }
 
@@ -140,6 +163,7 @@ class Generation:
             raise InvalidParameter.of("attempt", attempt, f"an integer in [0, {MAX_ATTEMPT}]")
         if not isinstance(params, dict):
             raise InvalidParameter.of("params", params, "an object")
+        unverified = _tokens("unverified", body.get("unverified", []))  # later than the rest
         return cls(
             id=bytes.fromhex(body["id"]),
             attempt=attempt,
@@ -151,8 +175,17 @@ class Generation:
             output=list(_tokens("output", body["output"])),
             params=SamplingParams.from_mapping(params),
             finish=_finish(body["finish"]),
+            shown=Shown(len(body["prompt"]) + len(body["output"]), unverified) if unverified else None,
             ticket=_ticket(body.get("ticket"), len(body["prompt"]), len(body["output"])),  # later than the rest
         )
+
+
+def _behind(shown: Shown | None, prompt: int, output: list[int]) -> tuple[int, ...]:
+    """Of what was shown, what is still behind the output; nothing where the output went elsewhere."""
+    if shown is None:
+        return ()
+    decided = tuple(output[shown.position - prompt :])
+    return shown.tokens[len(decided) :] if decided == shown.tokens[: len(decided)] else ()
 
 
 def _tokens(name: str, value: object) -> tuple[int, ...]:

@@ -78,7 +78,7 @@ class Preparation:
                 await asyncio.wait([task])
 
     def free(self) -> None:
-        """Close the drafter, unless it belongs to the caller."""
+        """Close the drafter, unless it belongs to the caller; the verifier's draft model is not in use any more."""
         drafter, self.drafter = self.drafter, None
         for old in (drafter, *self._replaced):
             if old is not None and old is not self._draft:
@@ -86,6 +86,8 @@ class Preparation:
                     old.close()
                 except Exception:
                     _log.exception("the drafter %s failed to close", old.name)
+        if self._auto is not None:
+            self._auto.release()
 
     async def _prepare(self, transport: Transport) -> None:
         loop = asyncio.get_running_loop()
@@ -94,7 +96,7 @@ class Preparation:
             await loop.run_in_executor(self._executor, self._load, offered)
         source = self._draft if self._folder is None else self._folder
         tokenizer = await obtain_tokenizer(self._tokenizer_source, source, transport, self._model, self._executor)
-        await loop.run_in_executor(self._executor, self._check, self.drafter, tokenizer)
+        await loop.run_in_executor(self._executor, _check, self.drafter, tokenizer)
         self.tokenizer = tokenizer
         if self._auto is not None and self._folder is not None:
             await self._auto.used(self._folder)
@@ -110,7 +112,7 @@ class Preparation:
         elif self._draft != "auto":
             self.drafter = load_drafter(self._draft)
         else:
-            self.drafter = None if offered is None else _loaded(offered)
+            self.drafter = None if offered is None or self._auto is None else _loaded(offered, self._auto)
             if self.drafter is None:
                 self.drafter = load_drafter("ngram")
             else:
@@ -127,11 +129,13 @@ class Preparation:
         """Bring the verifier's draft model, which later generations then use."""
         loop = asyncio.get_running_loop()
         try:
-            folder = await auto.fetch()
-            drafter = None if folder is None else await loop.run_in_executor(self._executor, _loaded, folder)
-            if folder is None or drafter is None:
-                return
-            self._check(drafter, tokenizer)
+            while True:  # one that is of no use here is not on offer any more
+                folder = await auto.fetch()
+                if folder is None:
+                    return
+                drafter = await loop.run_in_executor(self._executor, _fitting, folder, auto, tokenizer)
+                if drafter is not None:
+                    break
             if self.drafter is not None:
                 self._replaced.append(self.drafter)  # generations that run go on with it
             self.drafter, self._folder = drafter, folder
@@ -141,28 +145,39 @@ class Preparation:
         except Exception:
             _log.exception("the verifier's draft model could not be fetched")
 
-    @staticmethod
-    def _check(drafter: Drafter | None, tokenizer: Tokenizer) -> None:
-        wanted = None if drafter is None else drafter.tokenizer_hash
-        if drafter is not None and wanted is not None and wanted != tokenizer.hash:
-            raise TokenizerMismatch(
-                f"the drafter {drafter.name} was made for tokenizer {wanted[:12]}, the one in use is "
-                f"{tokenizer.hash[:12]}: a draft model must share its target's vocabulary"
-            )
-
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._task = None
         if not task.cancelled():
             task.exception()  # whoever waits gets it; without this one that nobody waits for is logged as lost
 
 
-def _loaded(folder: Path) -> Drafter | None:
-    """The verifier's draft model. One that was damaged here is removed, to be fetched again."""
-    from pilotfish.draft_download import discard
+def _check(drafter: Drafter | None, tokenizer: Tokenizer) -> None:
+    wanted = None if drafter is None else drafter.tokenizer_hash
+    if drafter is not None and wanted is not None and wanted != tokenizer.hash:
+        raise TokenizerMismatch(
+            f"the drafter {drafter.name} was made for tokenizer {wanted[:12]}, the one in use is "
+            f"{tokenizer.hash[:12]}: a draft model must share its target's vocabulary"
+        )
 
+
+def _loaded(folder: Path, auto: AutoDraft) -> Drafter | None:
+    """The verifier's draft model, which was here already; None where it does not load."""
     try:
         return load_drafter(folder)
     except ModelLoadError as error:
-        _log.warning("a draft model that was fetched earlier is damaged, and fetched again: %s", error)
-        discard(folder)
+        auto.unusable(folder, error)
         return None
+
+
+def _fitting(folder: Path, auto: AutoDraft, tokenizer: Tokenizer) -> Drafter | None:
+    """The verifier's draft model, as it was fetched; None where it does not load, or is of another vocabulary."""
+    drafter = None
+    try:
+        drafter = load_drafter(folder)
+        _check(drafter, tokenizer)
+    except (ModelLoadError, TokenizerMismatch) as error:
+        if drafter is not None:
+            drafter.close()
+        auto.unusable(folder, error)
+        return None
+    return drafter

@@ -37,6 +37,7 @@ SETTINGS: Final[dict[str, Setting]] = {
         Setting("server", str, variable="PILOTFISH_VERIFIER"),
         Setting("api_key", str, secret=True),  # Credentials looks into the environment itself
         Setting("draft", str, "auto", variable="PILOTFISH_DRAFT"),
+        Setting("draft_cache_bytes", int),
         Setting("tokenizer", str, path=True),
         Setting("model", str, ""),
         Setting("arm", str, "auto", choices=tuple(Arm)),

@@ -171,6 +171,22 @@ class Transport:
                 failure = error
         raise failure
 
+    async def fetch_end_tokens(self, model: str) -> tuple[str, tuple[int, ...]]:
+        """Ids that end an answer of a served model, and the hash (hex) of the tokenizer whose ids they are."""
+        failure: PilotfishError = Unavailable("no address given")
+        for address in self.addresses:
+            try:
+                call = self._stub(address).FetchTokenizer(
+                    pb.FetchTokenizerRequest(model=model), timeout=UNARY_TIMEOUT_S, metadata=self._credentials.metadata
+                )
+                async for chunk in call:  # the first one has them
+                    call.cancel()
+                    return chunk.tokenizer_hash.hex(), tuple(chunk.end_token_ids)
+                failure = ProtocolViolation("the verifier sent no tokenizer")
+            except grpc.aio.AioRpcError as error:
+                failure = translate(error, address)
+        raise failure
+
     async def fetch_chat_template(self, model: str) -> pb.ChatTemplate:
         """The chat template of a served model; its source is empty where it has none, or an older verifier none yet."""
         failure: PilotfishError = Unavailable("no address given")

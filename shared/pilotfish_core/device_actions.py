@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from pilotfish_core.drafts import DraftRun, Finish, Origin, TokenLogprobs
+from pilotfish_core.draft_policy import DraftPolicyConfig
+from pilotfish_core.drafts import Commit, DraftRun, Finish, Origin, TokenLogprobs
 from pilotfish_core.errors import PilotfishError
 from pilotfish_core.messages import Ping
 from pilotfish_core.modes import Arm, Hint, Mode, Objective
@@ -29,6 +30,13 @@ class DeviceConfig:
     ping_timeout_s: float = 5.0  # in which nothing at all is heard: then it hangs, or the link is gone
     measure_every_s: float = 0.5  # between pings that measure the round trip, while drafting
     offline: OfflineConfig | None = None  # None: while the link is away nothing is shown, and tries are counted
+
+    @property
+    def policy(self) -> DraftPolicyConfig:
+        """What the policy is to know of it."""
+        return DraftPolicyConfig(
+            window=self.window, adaptive=self.adaptive, arm=self.arm, objective=self.objective, tuning=self.tuning
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,6 +86,21 @@ class Deliver:
     withdrawn: int = 0
     undecided: int = 0
     position: int = 0
+
+    @classmethod
+    def of(
+        cls, commit: Commit, known: int, position: int, confirmed: int, withdrawn: int, *, undecided: int
+    ) -> Deliver:
+        """What a commit adds at ``position``, whose first ``known`` tokens were here before."""
+        return cls(
+            commit.tokens[known:],
+            tuple(commit.origin_of(index) for index in range(known, len(commit.tokens))),
+            None if commit.logprobs is None else commit.logprobs[known:],
+            confirmed,
+            withdrawn,
+            undecided,
+            position,
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -173,3 +196,21 @@ class DraftCounts:
     confirmed: int = 0  # of those, by the target
     withdrawn: int = 0
     kept: int = 0
+
+    def count(self, commit: Commit, known: int, *, confirmed: int, withdrawn: int) -> None:
+        """A commit whose first ``known`` tokens were here before; of what was shown unverified so many were
+        ``confirmed`` and ``withdrawn``.
+        """
+        self.commits += 1
+        self.confirmed += confirmed
+        self.withdrawn += withdrawn
+        for index in range(known, len(commit.tokens)):
+            match commit.origin_of(index):
+                case Origin.ACCEPTED:
+                    self.accepted += 1
+                case Origin.BONUS:
+                    self.bonus += 1
+                case Origin.RECOVERED:
+                    self.recovered += 1
+                case _:
+                    self.cloud += 1

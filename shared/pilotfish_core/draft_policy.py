@@ -388,8 +388,8 @@ class DraftPolicy:
             return
         self._span = (self._span[0] + tokens, self._span[1] + seconds)
         step, expected = self._plain_step(), self._raw_gains().get(self.arm)
-        if self._span[0] < SPAN or step is None or expected is None:
-            return
+        if self._span[0] < SPAN or self._span[1] <= 0.0 or step is None or expected is None:
+            return  # commits that the app's answer released come all at once
         speed = self._span[0] / self._span[1] * step
         self.memory.truth[self.arm].observe(min(max(speed / (1.0 + expected), TRUTH[0]), TRUTH[1]))
         self._span = (0, 0.0)

@@ -112,15 +112,16 @@ def rate(pipeline: Pipeline, step_time: StepTimeOf, hold: float = 0.0) -> float:
 
 def expect(pipeline: Pipeline, step_time: StepTimeOf, hold: float = 0.0) -> Expectation:
     """What to expect when the cloud holds each step after a renewal for up to ``hold`` seconds."""
-    a, gap = pipeline.acceptance, max(pipeline.gap, MIN_GAP_S)
+    a, gap, response = pipeline.acceptance, max(pipeline.gap, MIN_GAP_S), pipeline.response
     plain = step_time(1)
     tokens = time = 0.0
     alive, at = 1.0, hold
     time += hold
     for decided in range(MAX_PLAIN_STEPS):
-        arrived = 0 if at < pipeline.response else 1 + math.floor((at - pipeline.response) / gap + 1e-9)
-        drafts = min(arrived - decided, pipeline.window)
-        drafts = best_rows(a, drafts, step_time) if drafts > 0 else 0
+        drafts = 0
+        if at >= response:
+            drafts = min(1 + math.floor((at - response) / gap + 1e-9) - decided, pipeline.window)
+            drafts = best_rows(a, drafts, step_time) if drafts > 0 else 0
         if drafts > 0:
             step = step_time(1 + drafts)
             tokens += alive * (1.0 + expected_accepted(a, drafts))

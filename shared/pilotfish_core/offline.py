@@ -47,9 +47,10 @@ class Unverified:
     def begin(self, output: Sequence[int]) -> None:
         """The link went away with so much output committed; what was shown the last time is still shown."""
         self._rule, self.finish = (None if self._finish_rule is None else self._finish_rule()), None
-        for token in output:  # the cloud has not ended it there, whatever this device would say
-            if self._rule is not None:
-                self._rule.push(token)
+        for token in output:
+            if self.finish is not None:  # the cloud has not ended it there, whatever this device would say
+                self._rule, self.finish = None, None
+            self._push(token)
         for token in self.tokens:
             self._push(token)
 

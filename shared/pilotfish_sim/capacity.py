@@ -15,6 +15,7 @@ from pilotfish_core.modes import Arm
 from pilotfish_sim.rows import Row, row_of
 from pilotfish_sim.run import Run, simulate
 from pilotfish_sim.scenario import Scenario
+from pilotfish_sim.workload import WorkloadKind
 
 CYCLES: Final = 3  # questions that each user asks at least, the first of which does not count
 ANSWERS: Final = 40  # that a run has at least, however few users
@@ -88,7 +89,7 @@ def capacities(
 
     Raises InvalidParameter for a workload that is not a closed loop, and what a scenario raises for an arm.
     """
-    if not scenario.workload.closed:
+    if scenario.workload.kind is not WorkloadKind.CLOSED:
         raise InvalidParameter.of(
             "workload.kind", scenario.workload.kind.value, "closed, for capacity: users ask again when they have read"
         )

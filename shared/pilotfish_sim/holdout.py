@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from pilotfish_sim.trace_file import Client, Generation, Traces
 METRICS: Final = ("tokens_per_s", "tpot_ms", "tpot_ms_p99", "ttft_ms", "ttft_ms_p99")
 AIMS: Final = {"tokens_per_s": 0.10, "tpot_ms": 0.10, "tpot_ms_p99": 0.25, "ttft_ms": 0.15, "ttft_ms_p99": 0.25}
 SEEDS: Final = 3  # runs of a cell, whose answers are taken together
+ROUNDED_S: Final = 1e-5  # times of a trace are whole microseconds, sums of two
 BY: Final = ("answers", "cells")
 Span = tuple[float, float, float, int]  # of an answer: asked for, first and last token at, seconds; tokens
 Figures = dict[str, float]
@@ -128,12 +130,23 @@ def replayed(
         "acceptance": _lines(client, calibration) if acceptance == "recorded" else sections["acceptance"],
         "workload": {
             **workload(held),
+            "kind": "rounds" if _in_rounds(client) else "closed",
             "devices": streams,
             "warmup": max(round(first / streams), 0),
             "answers": max(round(len(held) / streams), 1),
         },
     }
     return Scenario.of(values)
+
+
+def _in_rounds(client: Client) -> bool:
+    """Whether all streams began together each time, once all had ended."""
+    streams, some = client.record.concurrency, sorted(client.generations, key=lambda one: one.began_s)
+    rounds = [some[begin : begin + streams] for begin in range(0, len(some), streams)]
+    return all(
+        max(one.ended_s for one in before) < after[0].began_s + ROUNDED_S
+        for before, after in itertools.pairwise(rounds)
+    )
 
 
 def _lines(client: Client, calibration: Calibration) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from pilotfish_sim.replica import Replica
 from pilotfish_sim.scenario import Scenario
 from pilotfish_sim.study import load_class
 from pilotfish_sim.text import Text
-from pilotfish_sim.workload import Request
+from pilotfish_sim.workload import Request, WorkloadKind
 
 Progress = Callable[[float], object]  # the share that is done
 
@@ -107,6 +107,7 @@ class _World:
         self._loops: dict[int, Iterator[Request]] = {}
         self._answers: list[Answer] = []
         self._expected = 0  # answers
+        self._asked = 0  # in this round
         self._shared: dict[int, list[int]] = {}
 
     def run(self) -> Run:
@@ -161,6 +162,7 @@ class _World:
         """The next question of a device in a closed loop, if there is one."""
         request, until = next(self._loops[device], None), self._scenario.workload.duration_s
         if request is not None and (until is None or self._clock.now + request.at < until):
+            self._asked += 1
             self._clock.at(self._clock.now + request.at, self._ask, request)
 
     def _ask(self, request: Request) -> None:
@@ -188,8 +190,14 @@ class _World:
             self._answers.append(generation.answer)
         if self._progress is not None:
             self._progress(self._share())
-        if generation.request.device in self._loops:
+        if generation.request.device not in self._loops:
+            return
+        if self._scenario.workload.kind is not WorkloadKind.ROUNDS:
             self._ask_next(generation.request.device)
+            return
+        self._asked -= 1
+        for device in self._loops if not self._asked else ():
+            self._ask_next(device)
 
     def _share(self) -> float:
         workload = self._scenario.workload

@@ -1,4 +1,4 @@
-"""Who asks for what, and when: closed loops, Poisson arrivals, or a recorded trace."""
+"""Who asks for what, and when: closed loops, rounds, Poisson arrivals, or a recorded trace."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class WorkloadKind(enum.StrEnum):
     """How answers are asked for."""
 
     CLOSED = "closed"  # each device asks for its next answer when it has the last one
+    ROUNDS = "rounds"  # when all devices have the last one: all ask at once, as ``pilotfish bench`` does
     POISSON = "poisson"  # at random times, whether or not others are done
     TRACE = "trace"  # at the times of a file
 
@@ -82,8 +83,8 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Workload(Section):
-    """``devices`` in all. Closed: ``answers`` of each, after ``warmup`` that do not count, ``think_s`` between them
-    (exponential); with ``duration_s`` as many as begin before it. Poisson: ``rate_per_s`` over all devices for
+    """``devices`` in all. Closed, rounds: ``answers`` of each, after ``warmup`` that do not count, ``think_s`` between
+    them (exponential); with ``duration_s`` as many as begin before it. Poisson: ``rate_per_s`` over all devices for
     ``duration_s``, each answer on the next device in turn. Trace: ``file``. What begins before ``warmup_s`` does not
     count. A run ends when all that has begun is done.
 
@@ -135,8 +136,8 @@ class Workload(Section):
 
     @property
     def closed(self) -> bool:
-        """Whether devices ask when they have their last answer: see ``loop``; else see ``requests``."""
-        return self.kind is WorkloadKind.CLOSED
+        """Whether devices ask when they, or all, have their last answer: see ``loop``; else see ``requests``."""
+        return self.kind in (WorkloadKind.CLOSED, WorkloadKind.ROUNDS)
 
     def loop(self, device: int, seed: int) -> Iterator[Request]:
         """What one device of a closed loop asks, one after the other; ``at`` is how long it thinks before. Endless with

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pytest
 
@@ -88,6 +89,19 @@ def test_an_arm_is_judged_by_what_it_brings() -> None:
     assert (memory.truth[Arm.ASYNC].value or 1.0) < 0.7
 
 
+def test_commits_that_come_all_at_once_say_nothing_of_speed() -> None:
+    """As those do that were held while the app was asked what becomes of unverified text."""
+    memory = PolicyMemory()
+    policy = DraftPolicy(DraftPolicyConfig(), memory)
+    for step in range(40):
+        policy.drafted(1, 0.002)
+        policy.committed(1, 1, refuted=False, now=step * STEP_S)
+    before = memory.truth[Arm.ASYNC].count
+    for _ in range(40):
+        policy.committed(1, 1, refuted=False, now=40 * STEP_S)
+    assert memory.truth[Arm.ASYNC].count <= before + 1
+
+
 def test_drafts_that_are_always_too_late_are_given_up() -> None:
     """Not one comes in time to be compared."""
     policy = DraftPolicy(DraftPolicyConfig(window=16))
@@ -125,7 +139,8 @@ def test_depth() -> None:
 
 
 def streaming(**options: object) -> DeviceCore:
-    config = DeviceConfig(window=8, measure_every_s=1000.0, **options)  # type: ignore[arg-type]
+    fields: dict[str, Any] = {"window": 8, "measure_every_s": 1000.0} | options
+    config = DeviceConfig(**fields)
     device = DeviceCore(prompt=(1, 2), output=[], max_tokens=100, config=config, drafting=True)
     device.start(0.0)
     device.opened(Opened(model="m", fingerprint="f", max_model_len=500, max_draft_tokens=8, max_unacknowledged=64), 0.0)
@@ -213,9 +228,7 @@ def test_paused_drafts_are_not_sent() -> None:
 
 
 def test_the_round_trip_is_measured_while_drafting() -> None:
-    device = streaming()
-    device._config = DeviceConfig(measure_every_s=1.0)
-    device._measured_at = 0.0
+    device = streaming(measure_every_s=1.0)
     (action,) = device.expired(1.0)
     assert isinstance(action, SendPing)
     device.heard(Pong(action.ping.nonce), 1.05)

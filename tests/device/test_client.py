@@ -20,6 +20,7 @@ from pilotfish_core.drafter import Drafter
 from pilotfish_core.drafts import Commit, FinishReason
 from pilotfish_core.errors import (
     DeadlineExceeded,
+    FingerprintMismatch,
     InvalidParameter,
     InvalidRequest,
     ModelLoadError,
@@ -64,6 +65,35 @@ def client() -> Iterator[Client]:
     with Client("scripted:1", draft=None, tokenizer=TOKENIZER) as client:
         client._client._transport = ScriptedTransport(slow_answer)
         yield client
+
+
+# -- an answer that the device began alone -----------------------------------------------------------------------------
+
+
+async def test_it_goes_on_with_a_verifier_where_that_is_allowed() -> None:
+    answer = generation()
+    answer.output += ids("abc")
+    answer.decided_under("device-only:small")
+    answer.fingerprint = "device-only:small"
+    async with scripted(slow_answer) as client:
+        with pytest.raises(FingerprintMismatch, match=r"device-only:small.*allow_other_fingerprint=True"):
+            await client.resume(answer)
+        with pytest.raises(FingerprintMismatch):
+            await client.resume(answer, allow_other_fingerprint=False)
+        result = await (await client.resume(answer, allow_other_fingerprint=True)).result()
+        (stream,) = client._transport.streams  # type: ignore[attr-defined]
+    assert stream.opening.allow_other_fingerprint
+    assert (result.text, result.verified) == ("abcabcdef", False)
+
+
+async def test_what_a_client_allows_a_call_may_forbid() -> None:
+    answer = generation()
+    answer.output += ids("abc")
+    answer.fingerprint = "device-only:small"
+    async with scripted(slow_answer, allow_other_fingerprint=True) as client:
+        with pytest.raises(FingerprintMismatch):
+            await client.resume(answer, allow_other_fingerprint=False)
+        assert (await (await client.resume(answer)).result()).text == "abcabcdef"
 
 
 # -- what contradicts itself -----------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from pilotfish import draft_download
 from pilotfish.addresses import Address
 from pilotfish.credentials import Credentials
 from pilotfish.draft_download import DownloadProgress, DraftDownload
-from pilotfish.draft_offers import DraftOffer, OfferedFile, chosen_offer, may_send_key, offered_drafts
+from pilotfish.draft_offers import DraftOffer, OfferedFile, may_send_key, offered_drafts, usable_offers
 from pilotfish.transport import Transport
 from pilotfish_core.errors import Cancelled, ModelLoadError, ProtocolViolation, Unauthenticated, Unavailable
 from pilotfish_core.proto.v1 import verifier_pb2 as pb
@@ -198,6 +198,40 @@ def test_a_part_of_something_else_is_found_out_and_replaced(tmp_path: Path) -> N
         assert whole(download(server, tmp_path / "draft").run())
 
 
+def test_what_is_there_and_right_is_not_fetched_again(tmp_path: Path) -> None:
+    """It is longer than announced: another process wrote its end too."""
+    part = tmp_path / "draft.part"
+    part.mkdir()
+    (part / "model.onnx").write_bytes(MODEL + b"more")
+    with served() as server:
+        assert whole(download(server, tmp_path / "draft").run())
+    assert [name for name, _, _ in server.requests] == ["manifest.json"]
+
+
+def test_what_is_there_outlives_a_server_that_begins_anew_and_breaks(tmp_path: Path) -> None:
+    def anew_and_broken(handler: Handler, data: bytes, begin: int) -> None:
+        head(handler, data, 0)
+        handler.wfile.write(data[:1000])
+        handler.close_connection = True
+
+    with served(cut_after(500_000), anew_and_broken) as server:
+        assert whole(download(server, tmp_path / "draft").run())
+    assert [asked for name, asked, _ in server.requests if name == "model.onnx"][-1] == "bytes=500000-"
+
+
+def test_a_server_whose_ranges_are_wrong_is_asked_for_all_of_it(tmp_path: Path) -> None:
+    def elsewhere(handler: Handler, data: bytes, begin: int) -> None:
+        handler.send_response(206)
+        handler.send_header("content-range", f"bytes 7-{len(data) - 1}/{len(data)}")
+        handler.send_header("content-length", str(len(data) - 7))
+        handler.end_headers()
+        handler.wfile.write(data[7:])
+
+    with served(cut_after(500_000), elsewhere) as server:
+        assert whole(download(server, tmp_path / "draft").run())
+    assert [asked for name, asked, _ in server.requests if name == "model.onnx"] == [None, "bytes=500000-", None]
+
+
 def test_a_server_without_ranges_sends_it_whole_again(tmp_path: Path) -> None:
     def without(handler: Handler, data: bytes, begin: int) -> None:
         whole_again(handler, data, begin)
@@ -343,11 +377,11 @@ async def test_the_first_one_that_runs_here_is_taken() -> None:
     response = described(runtime="coreml")
     response.models[0].draft_offers.append(described(name="second").models[0].draft_offers[0])
     response.models[0].draft_offers.append(described(name="third").models[0].draft_offers[0])
-    chosen = chosen_offer(await offered_drafts(Described(response), "m"))
-    assert chosen is not None
-    assert chosen.name == "second"
+    usable = usable_offers(await offered_drafts(Described(response), "m"))
+    assert [offer.name for offer in usable] == ["second", "third"]
+    assert not usable_offers(usable, max_bytes=1)
     huge = described(files=[pb.DraftFile(name="manifest.json", size=2**40, sha256=bytes(32))])
-    assert chosen_offer(await offered_drafts(Described(huge), "m")) is None
+    assert not usable_offers(await offered_drafts(Described(huge), "m"), max_bytes=2**50)
 
 
 def test_digests_tell_contents_apart() -> None:

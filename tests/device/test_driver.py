@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from pilotfish.generation import Generation
+from pilotfish.offline import OfflineChoice
 from pilotfish.result import Piece, Result
 from pilotfish_core.device_actions import Action, DeviceConfig
 from pilotfish_core.device_core import DeviceState
@@ -160,6 +161,64 @@ async def test_a_refused_fingerprint_is_tried_at_the_next_address() -> None:
     _, result = await run(answer, verifier)
     assert result.text == "xy"
     assert not answer.mixed
+
+
+@pytest.mark.parametrize("offline", [False, True])
+async def test_an_answer_that_no_address_would_go_on_with_says_so(offline: bool) -> None:
+    """It is not tried for ever: the replicas do not change, however long the device waits."""
+    answer = generation()
+    answer.output += ids("x")
+    answer.fingerprint = "pf-a"
+    verifier = ScriptedTransport(
+        says(then=FingerprintMismatch("other")),
+        says(then=Unavailable("gone")),
+        says(then=FingerprintMismatch("other")),
+        says(then=FingerprintMismatch("another one")),
+        addresses=2,
+    )
+    options: dict[str, Any] = {}
+    if offline:
+        options = {"drafter": ListDrafter([65]), "offline": OfflineChoice().changed("draft", None, 0.5)}
+    with pytest.raises(FingerprintMismatch, match=r"another one.*allow_other_fingerprint"):
+        await run(answer, verifier, **options)
+    assert len(verifier.streams) == 4
+
+
+async def test_a_stream_between_two_refusals_counts() -> None:
+    """The first address has another replica by now."""
+    answer = generation()
+    answer.output += ids("x")
+    answer.fingerprint = "pf-a"
+    verifier = ScriptedTransport(
+        says(then=FingerprintMismatch("other")),
+        says(opened("pf-a"), commits("y", AT + 1), then=Unavailable("gone")),
+        says(then=Unavailable("not yet")),
+        says(then=FingerprintMismatch("other")),
+        says(opened("pf-a"), commits("z", AT + 2, LENGTH)),
+        addresses=2,
+    )
+    _, result = await run(answer, verifier)
+    assert result.text == "xyz"
+
+
+@pytest.mark.parametrize(
+    ("decided_by", "asked"),
+    [
+        (["device-only:small", "pf-a"], "pf-a"),  # kept offline before any verifier was there, then gone on with
+        (["pf-a", "device-only:small"], "pf-a"),
+        (["device-only:small"], "device-only:small"),  # which only goes where that is allowed
+    ],
+)
+async def test_a_kept_answer_that_was_loaded_asks_for_the_verifier_that_went_on(
+    decided_by: list[str], asked: str
+) -> None:
+    answer = generation()
+    answer.output += ids("x")
+    answer.fingerprint, *answer.other_fingerprints = decided_by
+    verifier = ScriptedTransport(says(opened("pf-a"), commits("y", AT + 1, LENGTH)))
+    _, result = await run(answer, verifier)
+    assert (result.text, result.verified) == ("xy", False)
+    assert verifier.streams[0].opening.fingerprint == asked
 
 
 # -- drafters ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from pilotfish.generation import MAX_CLOCK_ATTEMPT, Generation
+from pilotfish.generation import MAX_CLOCK_ATTEMPT, Generation, Shown
 from pilotfish_core.drafts import Finish, FinishReason
 from pilotfish_core.errors import FileFormatError
 from pilotfish_core.parameters import SamplingParams
@@ -24,6 +24,7 @@ def generation() -> Generation:
         output=[4, 5],
         fingerprint="pf-1",
         other_fingerprints=["pf-2"],
+        shown=Shown(5, (6, 7)),
         finish=Finish(FinishReason.STOP, "x"),
     )
 
@@ -91,6 +92,9 @@ def sealed(document: dict[str, Any]) -> str:
         ({"attempt": -1}, "attempt"),
         ({"attempt": 2**32}, "attempt"),
         ({"prompt": {}}, "prompt"),
+        ({"unverified": {}}, "unverified"),
+        ({"unverified": [1, "2"]}, "unverified"),
+        ({"unverified": [-1]}, "unverified"),
         ({"id": 5}, ""),
         ({"id": "zz"}, ""),
     ],
@@ -131,16 +135,39 @@ def test_a_place_that_cannot_be_written(path: str, tmp_path: Path, monkeypatch: 
 def test_a_file_of_an_older_version_is_not_mixed(tmp_path: Path) -> None:
     path = tmp_path / "g.json"
     original = generation()
-    original.other_fingerprints = []
+    original.other_fingerprints, original.shown = [], None
     original.save(path)
     document = json.loads(path.read_text())
     body = document["generation"]
-    del body["other_fingerprints"]
+    del body["other_fingerprints"], body["unverified"]
     text = json.dumps(body, sort_keys=True, separators=(",", ":"))
     path.write_text(json.dumps(document | {"sha256": hashlib.sha256(text.encode()).hexdigest()}))
     loaded = Generation.load(path)
     assert loaded == original
     assert not loaded.mixed
+
+
+@pytest.mark.parametrize(
+    ("output", "undecided"),
+    [
+        ([4], (5, 6, 7)),
+        ([4, 5, 6], (7,)),
+        ([4, 5, 6, 7], ()),
+        ([4, 5, 6, 7, 8], ()),
+        ([4, 9], ()),  # the target went elsewhere
+        ([4, 5, 9], ()),
+    ],
+)
+def test_what_is_decided_is_not_unverified_any_more(
+    tmp_path: Path, output: list[int], undecided: tuple[int, ...]
+) -> None:
+    """Another thread may save while tokens are put into the output, and what was shown is noted a moment later."""
+    answer = generation()
+    answer.output, answer.shown = output, Shown(4, (5, 6, 7))
+    assert answer.unverified == undecided
+    answer.save(tmp_path / "g.json")
+    loaded = Generation.load(tmp_path / "g.json")
+    assert (loaded.output, loaded.unverified) == (output, undecided)
 
 
 def test_fingerprints_are_those_that_decided_tokens() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncIterator, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from tests.device.verifiers import (
     END,
     LENGTH,
     PROMPT,
+    TOKENIZER,
     ListDrafter,
     ScriptedStream,
     ScriptedTransport,
@@ -238,6 +240,86 @@ async def test_by_default_nothing_unverified_is_shown() -> None:
         pieces = [driver.pieces.get_nowait() for _ in range(driver.pieces.qsize())]
     assert isinstance(pieces[-1], Unavailable)
     assert all(piece.verified for piece in pieces if isinstance(piece, Piece))
+
+
+async def test_an_end_token_that_the_target_went_past_ends_nothing() -> None:
+    """The draft folder names it as one, and the target has shown that it is none."""
+    target = (*ids("a"), END, *ids("bcdefgh"))
+    app, result = await follow(Verifier(target, cut_at=3), Writer(target), choice(), until=6)
+    assert app.screen == result.text == "a<end>bcdefgh"
+    assert len(app.unverified) == 6
+
+
+# -- killed and resumed ----------------------------------------------------------------------------------------------
+
+
+async def killed_alone(target: tuple[int, ...], draft: tuple[int, ...], shown: int, file: Path) -> App:
+    """The process is gone, without a word, once so many unverified tokens were shown and the answer was saved."""
+    app = App()
+    with driving(answer_of(), Verifier(target, cut_at=3), drafter=Writer(draft), offline=choice()) as driver:
+        running = asyncio.create_task(driver.run())
+        await app.watch(driver, shown)
+        driver.generation.save(file)
+        running.cancel()
+        await asyncio.wait([running])
+    return app
+
+
+@pytest.mark.parametrize("on_reconnect", ["verify", "keep"])
+@pytest.mark.parametrize("reconnects", [True, False])  # at once, or after it went on alone for a while
+async def test_what_was_shown_before_a_restart_is_confirmed_or_revised_too(
+    tmp_path: Path, on_reconnect: str, reconnects: bool
+) -> None:
+    target, draft = ids("the cat sat on the mat"), ids("the cat lay in the sun, all day")
+    first = await killed_alone(target, draft, 11, tmp_path / "g.json")
+    answer = Generation.load(tmp_path / "g.json")
+    assert answer.unverified == draft[3:14]
+    assert first.screen == "the cat lay in"
+    second = App()
+    second.screen, second.tokens = first.screen[:3], list(answer.output)  # what is verified, from the file
+    verifier = Verifier(target, cut_at=3)
+    if reconnects:
+        verifier.back.set()
+    until = 11 if reconnects else 15
+    _, result = await follow(verifier, Writer(draft), choice(on_reconnect), until=until, answer=answer, app=second)
+    assert second.seen[0].text == " cat lay in"
+    assert not second.seen[0].verified
+    if on_reconnect == "verify":
+        assert second.screen == result.text == "the cat sat on the mat"
+        assert tuple(second.tokens) == result.token_ids == target
+        assert result.metrics.confirmed_tokens == len(" cat ")
+    else:
+        assert second.screen == result.text
+        assert result.text.startswith("the cat lay in")
+        assert result.metrics.kept_tokens >= 11
+    assert result.verified is (on_reconnect == "verify")
+    assert answer.unverified == ()
+
+
+async def test_an_end_that_was_shown_before_a_restart_is_known_as_one(tmp_path: Path) -> None:
+    target, draft = ids("one two three"), (*ids("one"), END, *ids("rubbish"))
+    await killed_alone(target, draft, 1, tmp_path / "g.json")
+    app = App()
+    app.screen, app.tokens = "one", list(ids("one"))
+    answer = Generation.load(tmp_path / "g.json")
+    assert answer.unverified == (END,)
+    verifier = Verifier(target, cut_at=3)
+    verifier.back.set()
+    await follow(verifier, Writer(draft), choice(), until=1, answer=answer, app=app)
+    assert app.screen == "one two three"
+    assert all("<end>" not in piece.text for piece in app.seen)
+
+
+async def test_a_resume_that_waits_shows_nothing_unverified(tmp_path: Path) -> None:
+    target = ids("the cat sat on the mat")
+    await killed_alone(target, target, 5, tmp_path / "g.json")
+    verifier = Verifier(target, cut_at=3)
+    verifier.back.set()
+    async with AsyncClient("scripted:1", draft=Writer(target), tokenizer=TOKENIZER) as client:
+        client._transport = verifier
+        stream = await client.resume(tmp_path / "g.json")
+        assert all([piece.verified async for piece in stream])
+        assert (await stream.result()).text == "the cat sat on the mat"
 
 
 # -- keep ------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import dataclasses
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, cast
@@ -13,6 +14,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from pilotfish.addresses import Address
+from pilotfish.attempts import Calling
 from pilotfish.driver import GenerationDriver
 from pilotfish.generation import Generation
 from pilotfish.result import Piece, Result
@@ -153,8 +155,10 @@ def generation(**params: Any) -> Generation:
 @contextlib.contextmanager
 def driving(answer: Generation, transport: Transport, **options: Any) -> Iterator[GenerationDriver]:
     fields: dict[str, Any] = {"tokenizer": TOKENIZER, "drafter": None, "config": QUICK} | options
+    names = {field.name for field in dataclasses.fields(Calling)} & fields.keys()
+    calling = Calling(transport=transport, **{name: fields.pop(name) for name in names})
     with concurrent.futures.ThreadPoolExecutor(1) as executor:
-        yield GenerationDriver(answer, transport=transport, executor=executor, **fields)
+        yield GenerationDriver(answer, calling=calling, executor=executor, **fields)
 
 
 async def run(answer: Generation, transport: Transport, **options: Any) -> tuple[list[Piece], Result]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import socket
@@ -97,6 +98,76 @@ async def test_what_is_damaged_here_is_fetched_again(offering: Verifier, tmp_pat
     (kept / "model.onnx").write_bytes(data)
     assert (await answer(offering)).metrics.drafter == "onnx-int8"
     assert (kept / "model.onnx").read_bytes() != bytes(data)
+
+
+async def test_of_what_is_damaged_here_only_that_is_fetched_again(offering: Verifier, tmp_path: Path) -> None:
+    await answer(offering)
+    (kept,) = cached(tmp_path / "cache")
+    model = (kept / "model.onnx").stat().st_ino
+    (kept / "tokenizer.json").write_bytes(b"{}")
+    assert (await answer(offering)).metrics.drafter == "onnx-int8"
+    assert (kept / "model.onnx").stat().st_ino == model
+    assert (kept / "tokenizer.json").stat().st_size > 2
+
+
+def broken_copy(folder: Path, copy: Path) -> Path:
+    """A draft that is what its manifest says, and that no runtime loads."""
+    shutil.copytree(folder, copy)
+    data = b"no graph of any kind" * 1000
+    (copy / "model.onnx").write_bytes(data)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["files"]["model.onnx"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    return copy
+
+
+async def test_a_draft_that_does_not_load_is_not_fetched_again(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is what the verifier announced: another copy of it would not load either. The reason is said each time."""
+    broken = broken_copy(folder, tmp_path / "broken")
+    seen: list[DownloadProgress] = []
+    async with serving(drafts=str(broken)) as verifier:
+        assert (await answer(verifier, on_download=seen.append)).metrics.drafter == "ngram"
+        assert seen
+        assert "model.onnx" in caplog.text
+        caplog.clear()
+        seen.clear()
+        assert (await answer(verifier, on_download=seen.append)).metrics.drafter == "ngram"
+    assert not seen
+    assert "broken was found to be of no use here" in caplog.text
+    assert "model.onnx" in caplog.text
+    assert not cached(tmp_path / "cache")
+
+
+async def test_the_next_one_on_offer_is_taken_instead(folder: Path, tmp_path: Path) -> None:
+    broken = broken_copy(folder, tmp_path / "broken")
+    async with serving(drafts=f"{broken},{folder}") as verifier:
+        assert (await answer(verifier)).metrics.drafter == "onnx-int8"
+        assert (await answer(verifier)).metrics.drafter == "onnx-int8"
+
+
+def size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+async def test_older_drafts_go_where_a_new_one_would_not_fit(
+    offering: Verifier, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    manifest = json.loads((other / "manifest.json").read_text()) | {"model": "another name"}
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    size = size_of(other)
+    await answer(offering)
+    (first,) = cached(tmp_path / "cache")
+    async with serving(drafts=str(other)) as verifier:
+        assert (await answer(verifier, draft_cache_bytes=size - 100)).metrics.drafter == "ngram"
+        assert "too large" in caplog.text
+        assert cached(tmp_path / "cache") == [first]
+        assert (await answer(verifier, draft_cache_bytes=size + 10_000)).metrics.drafter == "onnx-int8"
+    (second,) = cached(tmp_path / "cache")
+    assert second != first
 
 
 async def test_a_draft_that_changes_behind_the_verifiers_back_is_refused(

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from pilotfish.addresses import parse_addresses
 from pilotfish.client import AsyncClient
 from pilotfish.drafters.junk import JunkDrafter
 from pilotfish.drafters.oracle import OracleDrafter
 from pilotfish.result import Result
+from pilotfish.transport import Transport
 from pilotfish_core.drafter import Drafter
 from pilotfish_core.drafts import FinishReason, Origin
 from pilotfish_core.errors import (
@@ -173,6 +175,35 @@ async def test_another_fingerprint_is_refused_unless_allowed(verifier: Verifier)
             await (await client.resume(generation)).result()
     async with connected(verifier, allow_other_fingerprint=True) as client:
         assert (await (await client.resume(generation)).result()).finish_reason is FinishReason.LENGTH
+
+
+async def test_what_the_device_began_alone_goes_on_where_that_is_allowed(verifier: Verifier, tmp_path: Path) -> None:
+    file, drafter = tmp_path / "g.json", JunkDrafter(Tokenizer.load(TARGET).vocab_size)
+    options: dict[str, Any] = {"draft": drafter, "tokenizer": TARGET, "cloud": "never"}
+    async with AsyncClient(None, **options) as client:
+        stream = await client.generate(PROMPT, temperature=0, max_tokens=30, ignore_eos=True)
+        async for _ in stream:
+            stream.cancel()
+        await stream.result()
+        stream.generation.save(file)
+        begun = tuple(stream.generation.output)
+    async with connected(verifier) as client:
+        with pytest.raises(FingerprintMismatch, match="allow_other_fingerprint"):
+            await client.resume(file)
+        result = await (await client.resume(file, allow_other_fingerprint=True)).result()
+    assert result.token_ids[: len(begun)] == begun
+    assert (len(result.token_ids), result.verified) == (30, False)
+    assert len(result.metrics.fingerprints) == 2
+
+
+async def test_its_end_tokens_are_asked_for_without_its_tokenizer(verifier: Verifier) -> None:
+    transport = Transport(parse_addresses(verifier.address))
+    _, ends = await transport.fetch_tokenizer("")
+    assert ends
+    assert await transport.fetch_end_tokens("") == (Tokenizer.load(TARGET).hash, ends)
+    with pytest.raises(UnknownModel):
+        await transport.fetch_end_tokens("gpt-4")
+    await transport.close()
 
 
 async def test_wrong_tokenizer_model_and_prompt_are_named(verifier: Verifier) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from benchmarks.cutting_proxy import CuttingProxy
 from benchmarks.spread_model import LARGE_VOCABULARY, spread_model
 from benchmarks.wire import BARS, answer, over_bar
-from benchmarks.cutting_proxy import CuttingProxy
 from benchmarks.wire_tally import Tally, tallied_client
 from pilotfish.demo.stage import VerifierProcess
 from pilotfish.drafters.oracle import OracleDrafter

@@ -105,6 +105,16 @@ def test_whole_cells_can_be_held_out(read: Traces) -> None:
     assert medians([cell.errors for cell in cells])["tpot_ms"] < 0.2
 
 
+@pytest.mark.parametrize("kind", ["closed", "rounds"])
+def test_streams_begin_again_as_they_did(kind: str, tmp_path: Path) -> None:
+    workload = WORLD["workload"] | {"kind": kind, "devices": 8, "answers": 4}
+    values = WORLD | {"arm": "device-lockstep", "link": {"rtt_ms": 20}, "workload": workload}
+    (cell,) = hold_out(read_traces(traced(values, tmp_path)), 0.5, by="answers", acceptance="recorded")
+    # All that ask at once wait for each other's prompts; those who come one by one hardly wait.
+    assert cell.real["ttft_ms"] > 200 if kind == "rounds" else cell.real["ttft_ms"] < 150
+    assert abs(cell.errors["ttft_ms"]) < 0.15
+
+
 def test_too_little_is_refused(read: Traces) -> None:
     with pytest.raises(InvalidParameter, match="no answer of a device"):
         calibrate(Traces())

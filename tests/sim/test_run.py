@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,18 @@ def test_a_closed_loop_goes_on_for_as_long_as_it_is_told_to() -> None:
     begun = [answer.began for answer in result.answers]
     assert len(begun) == 2 * 7  # of 1.44 s each
     assert max(begun) < 10 < result.answers[-1].last_at
+
+
+def test_in_rounds_all_ask_at_once_when_the_last_one_is_done() -> None:
+    workload = {"kind": "rounds", "devices": 3, "answers": 2, "warmup": 1, "output_tokens": {"min": 8, "max": 64}}
+    result = run(arm="device-async", acceptance=0.6, target={"step_ms": 30}, workload=workload)
+    answers = sorted(result.answers, key=lambda answer: answer.began)
+    rounds = [answers[begin : begin + 3] for begin in (0, 3, 6)]
+    assert len({answer.last_at for answer in rounds[0]}) > 1
+    for before, after in itertools.pairwise(rounds):
+        begun = {answer.began for answer in after}
+        assert len(begun) == 1
+        assert max(answer.last_at for answer in before) <= begun.pop()
 
 
 def test_streams_of_one_client_share_its_drafter() -> None:

@@ -5,12 +5,12 @@ import { DEVICE_CONFIG, type DeviceConfig } from "./device_actions.js";
 import { PolicyMemory } from "./draft_policy.js";
 import type { Drafter } from "./drafter.js";
 import { type Ask, type Driver, GenerationDriver, now } from "./driver.js";
-import { InvalidParameter, InvalidRequest } from "./errors.js";
+import { FingerprintMismatch, InvalidParameter, InvalidRequest } from "./errors.js";
 import { type FileCache, usualFileCache } from "./file_cache.js";
 import { Generation } from "./generation.js";
 import { LocalDriver } from "./local_driver.js";
 import { type Arm, ARMS, deviceDrafts, type Hint, NO_HINT, type Objective, OBJECTIVES } from "./modes.js";
-import { SAMPLING_NAMES, type SamplingOptions, samplingParams } from "./parameters.js";
+import { type SamplingOptions, samplingParams } from "./parameters.js";
 import { type DraftChoice, Preparation } from "./preparation.js";
 import { SentPrompts } from "./prompts.js";
 import type { TimelineEvent } from "./result.js";
@@ -186,6 +186,14 @@ export class Client {
     if (unknown.length > 0) throw InvalidParameter.of("options", unknown, RUN_NAMES.join(", "));
     const held = typeof generation === "string" ? Generation.fromJson(generation) : generation;
     if (held.finished) throw new InvalidRequest("the generation has finished; there is nothing to resume");
+    const alone = this.alone || this.config.arm === "device-only";
+    if (held.own && !alone && this.options.allowOtherFingerprint !== true) {
+      throw new FingerprintMismatch(
+        `the answer was begun by ${held.fingerprint}, without a verifier, and no verifier writes as that does; ` +
+          "allowOtherFingerprint lets it go on all the same",
+      );
+    }
+    if ((options.offline ?? this.options.offline) !== "draft") held.shown = null; // nothing unverified is asked for
     held.countAttemptsFromClock();
     return this.stream(options, () => held);
   }
@@ -335,6 +343,3 @@ function checkIds(prompt: readonly number[]): void {
     }
   }
 }
-
-/** The names of all sampling parameters, as `generate` takes them. */
-export { SAMPLING_NAMES };

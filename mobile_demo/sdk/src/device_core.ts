@@ -55,6 +55,8 @@ export interface DeviceCoreOptions {
   readonly ticket?: Ticket | null;
   /** The device's own judgement of where an answer ends, for what it writes while offline. */
   readonly finishRule?: (() => FinishRule) | null;
+  /** What the app was shown behind the output the last time, and is shown anew. */
+  readonly unverified?: readonly number[];
 }
 
 interface Taken {
@@ -80,6 +82,7 @@ export class DeviceCore {
   private readonly config: DeviceConfig;
   private readonly random: () => number;
   private readonly drafts: DraftTail;
+  private readonly restored: readonly number[];
   private drafting: boolean;
   private claimed = 0; // committed length that the cloud was told at the stream's begin
   private opening: Opened | null = null; // while repeating or asking
@@ -121,6 +124,7 @@ export class DeviceCore {
     this.drafts = new DraftTail(this.length);
     this.acknowledgeEvery = config.acknowledgeEvery;
     this.unverified = new Unverified(options.finishRule ?? null);
+    this.restored = options.unverified ?? [];
   }
 
   /** Committed length: prompt + output. */
@@ -156,7 +160,12 @@ export class DeviceCore {
   start(now: number): Action[] {
     if (this.state !== "idle") throw new Error(`a generation was started that is ${this.state}`);
     this.aliveAt = now;
-    return this.connect(now);
+    const position = this.shownTo;
+    this.unverified.begin(this.output);
+    const fresh = this.unverified.show(this.restored);
+    this.counts.unverified += fresh.length;
+    const again: Action[] = fresh.length > 0 ? [{ kind: "show-unverified", position, tokens: fresh }] : [];
+    return [...again, ...this.connect(now)];
   }
 
   /** The cloud granted the stream: draft what is already drafted as its first branch. */
@@ -166,11 +175,12 @@ export class DeviceCore {
       return this.end(new ProtocolViolation("the verifier opened a stream that was not asked for"));
     }
     this.away = false;
-    this.aliveAt = now;
+    this.heardAt = this.aliveAt = now;
+    this.everOpened = true;
     this.drafts.cut(this.draftLimit());
     if (this.config.offline !== null && this.unverified.tokens.length > 0 && this.shownTo > this.settled) {
       if (this.config.offline.onReconnect === "keep") return [this.keep()];
-      if (this.config.offline.onReconnect === "ask") return this.ask(message, now);
+      if (this.config.offline.onReconnect === "ask") return this.ask(message);
       this.settled = this.shownTo;
     }
     return this.grantedBy(message, now);
@@ -180,7 +190,6 @@ export class DeviceCore {
     if (this.claimed < this.length) {
       this.state = "repeating";
       this.opening = message;
-      this.everOpened = true;
       this.heardAt = now;
       this.acknowledged = this.claimed;
       return [];
@@ -191,7 +200,6 @@ export class DeviceCore {
   private begin(message: Opened, now: number): Action[] {
     this.state = "streaming";
     this.opening = null;
-    this.everOpened = true;
     this.heardAt = now;
     this.granted = Math.min(this.config.window, message.maxDraftTokens);
     this.maxLength = message.maxModelLen;
@@ -551,11 +559,9 @@ export class DeviceCore {
     return { kind: "keep", tokens: [...this.unverified.tokens] };
   }
 
-  private ask(message: Opened, now: number): Action[] {
+  private ask(message: Opened): Action[] {
     this.state = "asking";
     this.opening = message;
-    this.everOpened = true;
-    this.heardAt = now;
     this.question += 1;
     return [{ kind: "ask-whether", number: this.question, tokens: [...this.unverified.tokens] }];
   }

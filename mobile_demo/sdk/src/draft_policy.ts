@@ -378,7 +378,7 @@ export class DraftPolicy {
     this.spanSeconds += seconds;
     const step = this.plainStep();
     const expected = this.rawGains().get(this.arm as Choice);
-    if (this.spanTokens < SPAN || step === null || expected === undefined) return;
+    if (this.spanTokens < SPAN || this.spanSeconds <= 0 || step === null || expected === undefined) return;
     const speed = (this.spanTokens / this.spanSeconds) * step;
     truth.observe(Math.min(Math.max(speed / (1 + expected), TRUTH[0]), TRUTH[1]));
     this.forgetSpan();

@@ -132,6 +132,7 @@ export class GenerationDriver implements Driver {
       memory: options.memory,
       hint: options.hint,
       ticket: generation.ticket,
+      unverified: options.config.offline === null ? [] : generation.unverified,
       finishRule: () => new StopChecker(generation.params, tokenizer, tokenizer.eosTokenIds),
     });
   }
@@ -201,6 +202,8 @@ export class GenerationDriver implements Driver {
     try {
       const wasAway = this.core.away;
       this.act(cause());
+      const shown = [...this.core.unverified.tokens]; // for who saves the generation
+      this.generation.shown = shown.length > 0 ? { position: this.core.length, tokens: shown } : null;
       if (this.core.state === "waiting" && this.attempt !== null) {
         this.failures += 1; // a stream that broke, or one that was given up
         this.leave(); // what it may still say is too late

@@ -3,7 +3,7 @@
  * format of the Python SDK, so that what began on a phone can go on elsewhere (`generation.py`).
  */
 
-import { FINISH_REASONS, type Finish } from "./drafts.js";
+import { agreeing, FINISH_REASONS, type Finish } from "./drafts.js";
 import { FileFormatError, InvalidParameter, InvalidRequest } from "./errors.js";
 import { canonicalJson, isList, type Json, NumberText, parseJson } from "./json_text.js";
 import { GENERATION_ID_BYTES, type Ticket } from "./messages.js";
@@ -40,6 +40,8 @@ export class Generation {
   /** Those under which it went on where the device allowed that. */
   readonly otherFingerprints: string[] = [];
   finish: Finish | null = null;
+  /** Tokens that the app was shown while the link was away, the first at `position`, undecided when it was noted. */
+  shown: { readonly position: number; readonly tokens: readonly number[] } | null = null;
   /** The verifier's last proof of the output. */
   ticket: Ticket | null = null;
 
@@ -48,6 +50,14 @@ export class Generation {
     this.params = fields.params;
     this.model = fields.model ?? "";
     this.tokenizerHash = fields.tokenizerHash ?? "";
+  }
+
+  /** Of what was shown, what is still behind the output; nothing where the output went elsewhere. */
+  get unverified(): readonly number[] {
+    if (this.shown === null) return [];
+    const { position, tokens } = this.shown;
+    const decided = this.output.slice(position - this.prompt.length);
+    return agreeing(decided, tokens) === decided.length ? tokens.slice(decided.length) : [];
   }
 
   /** Whether the cloud has ended it (a cancelled one can be resumed). */
@@ -63,6 +73,11 @@ export class Generation {
   /** Whether a verifier decided all of its tokens. */
   get verified(): boolean {
     return !this.fingerprints.some((name) => name.startsWith(ALONE));
+  }
+
+  /** Whether all of its tokens, and there are some, are the device's own. */
+  get own(): boolean {
+    return this.output.length > 0 && this.fingerprints.every((name) => name.startsWith(ALONE));
   }
 
   /** Remember the numerics of tokens that are about to be put into the output. */
@@ -90,6 +105,7 @@ export class Generation {
       output: this.output.map(NumberText.integer),
       params: paramsToJson(this.params),
       finish: this.finish === null ? null : [this.finish.reason, stopToJson(this.finish.stop)],
+      unverified: this.unverified.map(NumberText.integer),
       ticket: this.ticket === null ? null : [hex(this.ticket.value), NumberText.integer(this.ticket.length)],
     };
     return canonicalJson({
@@ -142,6 +158,9 @@ function fromBody(body: Readonly<Record<string, Json>>): Generation {
   for (const name of list("other_fingerprints", body.other_fingerprints ?? [])) {
     generation.otherFingerprints.push(string("other_fingerprints", name));
   }
+  const unverified = tokens("unverified", body.unverified ?? []);
+  const position = generation.prompt.length + generation.output.length;
+  if (unverified.length > 0) generation.shown = { position, tokens: unverified };
   if ((body.finish ?? null) !== null) {
     const [reason, stop] = list("finish", body.finish);
     const known = FINISH_REASONS.find((name) => name === reason);

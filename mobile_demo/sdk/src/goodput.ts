@@ -1,6 +1,7 @@
 /**
  * What speculation is worth: expected tokens and times of a pipeline of drafts, from few estimates (`goodput.py`, which
- * explains the model). On the device a step takes the same time whatever its rows.
+ * explains the model). To a device a step takes the same time whatever its rows, so it has all drafts that have come
+ * verified.
  */
 
 const MAX_PLAIN_STEPS = 64;
@@ -26,19 +27,6 @@ export function expectedAccepted(acceptance: number, drafts: number): number {
   return (acceptance * (1 - acceptance ** drafts)) / (1 - acceptance);
 }
 
-function bestRows(acceptance: number, available: number, step: number): number {
-  let best = 0;
-  let bestRate = 1 / step;
-  for (let drafts = 1; drafts <= available; drafts += 1) {
-    const rate = (1 + expectedAccepted(acceptance, drafts)) / step;
-    if (rate > bestRate) {
-      best = drafts;
-      bestRate = rate;
-    }
-  }
-  return best;
-}
-
 /** What to expect when the cloud holds each step after a renewal for up to `hold` seconds. */
 export function expect(pipeline: Pipeline, step: number, hold = 0): Expectation {
   const a = pipeline.acceptance;
@@ -49,8 +37,7 @@ export function expect(pipeline: Pipeline, step: number, hold = 0): Expectation 
   let at = hold;
   for (let decided = 0; decided < MAX_PLAIN_STEPS; decided += 1) {
     const arrived = at < pipeline.response ? 0 : 1 + Math.floor((at - pipeline.response) / gap + 1e-9);
-    let drafts = Math.min(arrived - decided, pipeline.window);
-    drafts = drafts > 0 ? bestRows(a, drafts, step) : 0;
+    const drafts = Math.min(arrived - decided, pipeline.window);
     if (drafts > 0) {
       tokens += alive * (1 + expectedAccepted(a, drafts));
       time += alive * step;
@@ -69,8 +56,7 @@ export function expect(pipeline: Pipeline, step: number, hold = 0): Expectation 
 }
 
 function streak(a: number, gap: number, window: number, step: number): [tokens: number, time: number] {
-  let drafts = Math.max(1, Math.min(window, Math.floor(step / gap + 1e-9)));
-  drafts = bestRows(a, drafts, step) || 1;
+  const drafts = Math.max(1, Math.min(window, Math.floor(step / gap + 1e-9)));
   const steps = 1 / (1 - Math.min(a ** (drafts + 1), 0.999));
   return [steps * (1 + expectedAccepted(a, drafts)), steps * step];
 }

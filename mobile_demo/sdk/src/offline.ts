@@ -29,7 +29,10 @@ export class Unverified {
   begin(output: readonly number[]): void {
     this.rule = this.finishRule === null ? null : this.finishRule();
     this.finish = null;
-    for (const token of output) this.rule?.push(token); // the cloud has not ended it there
+    for (const token of output) {
+      if (this.finish !== null) this.finish = this.rule = null; // the cloud has not ended it there
+      this.push(token);
+    }
     for (const token of this.tokens) this.push(token);
   }
 

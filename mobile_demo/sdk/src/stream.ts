@@ -35,8 +35,8 @@ export class Stream implements AsyncIterable<Piece> {
     }
     this.started = Promise.race([begin, deadline]).then((driver) => {
       this.driver = driver;
-      driver.run();
       if (this.cancelled) driver.cancel();
+      else driver.run();
       return driver.generation;
     });
     const over = (): void => {

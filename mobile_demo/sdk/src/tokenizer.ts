@@ -30,7 +30,16 @@ interface DecoderStep {
   readonly stop?: number;
 }
 
+interface PreTokenizer {
+  readonly type: string;
+  readonly use_regex?: boolean;
+  readonly add_prefix_space?: boolean;
+  readonly pattern?: { readonly Regex?: string };
+  readonly pretokenizers?: readonly PreTokenizer[];
+}
+
 interface TokenizerFile {
+  readonly pre_tokenizer?: PreTokenizer | null;
   readonly added_tokens?: readonly AddedToken[];
   readonly decoder?: DecoderStep | null;
   readonly model?: { readonly vocab?: Readonly<Record<string, number>> | readonly (readonly [string, number])[] };
@@ -55,7 +64,7 @@ export class Tokenizer {
     let file: TokenizerFile;
     try {
       file = JSON.parse(json) as TokenizerFile;
-      this.inner = new HuggingFaceTokenizer(file, {});
+      this.inner = new HuggingFaceTokenizer({ ...file, pre_tokenizer: withUnicodeSpaces(file.pre_tokenizer ?? null) }, {});
     } catch (error) {
       throw new ModelLoadError(`${source} is not a usable tokenizer.json: ${String(error)}`);
     }
@@ -167,6 +176,33 @@ export class IncrementalDecoder {
     }
     return text.slice(start);
   }
+}
+
+// GPT-2's, which the ByteLevel pre-tokenizer has built in.
+const GPT2_SPLIT = String.raw`'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+`;
+
+/**
+ * The same pre-tokenizer with what `\s` means where vocabularies are made: Unicode's White_Space. JavaScript's `\s` has a
+ * byte order mark more and a next-line character less, and prompts must become the same ids on every device.
+ */
+function withUnicodeSpaces(part: PreTokenizer | null): object | null {
+  if (part === null) return null;
+  if (part.pretokenizers !== undefined) return { ...part, pretokenizers: part.pretokenizers.map(withUnicodeSpaces) };
+  if (part.type === "Split" && part.pattern?.Regex !== undefined) {
+    return { ...part, pattern: { Regex: unicodeSpaces(part.pattern.Regex) } };
+  }
+  if (part.type === "ByteLevel" && part.use_regex !== false && part.add_prefix_space === false) {
+    const split = { type: "Split", pattern: { Regex: unicodeSpaces(GPT2_SPLIT) }, behavior: "Isolated", invert: false };
+    return { type: "Sequence", pretokenizers: [split, { ...part, use_regex: false }] };
+  }
+  return part;
+}
+
+function unicodeSpaces(pattern: string): string {
+  return pattern.replace(/\\([\s\S])/g, (escape: string, letter: string) => {
+    if (letter === "s") return "\\p{White_Space}";
+    return letter === "S" ? "\\P{White_Space}" : escape;
+  });
 }
 
 /** How a token's name becomes bytes, read from the `decoder` of tokenizer.json. */

@@ -49,21 +49,18 @@ export class Delay {
 
   /** A lane in one direction. */
   lane(): (call: () => void) => void {
+    const waiting: (() => void)[] = [];
     let last = 0;
-    let waiting = 0;
     return (call) => {
       const now = performance.now();
       const at = Math.max(now + (this.roundTripS * 1000) / 2, last);
-      if (at <= now && waiting === 0) {
+      if (at <= now && waiting.length === 0) {
         call();
         return;
       }
       last = at;
-      waiting += 1;
-      setTimeout(() => {
-        waiting -= 1;
-        call();
-      }, Math.ceil(at - now));
+      waiting.push(call);
+      setTimeout(() => waiting.shift()?.(), Math.ceil(at - now)); // timers may come in another order
     };
   }
 }
