@@ -17,7 +17,9 @@ from pilotfish.demo.stage import VerifierProcess, exported_draft, find_reference
 from tests.browser.conftest import ARGUMENTS, CHROMIUM
 from tests.browser.phone import Phone, Question, opened_phone
 
-STACK: Final = Question('class Stack:\n    """A stack of items."""\n\n    def __init__(self):\n', max_tokens=240, seed=7)
+STACK: Final = Question(
+    'class Stack:\n    """A stack of items."""\n\n    def __init__(self):\n', max_tokens=200, seed=5
+)
 AHEAD: Final = "() => document.getElementById('ahead').textContent.trim().length > 3"
 SCALE: Final = 1.5
 TALL: Final = {"width": 412, "height": 1180}
@@ -26,7 +28,7 @@ WIDE: Final = {"width": 1180, "height": 860}
 
 async def taken(phone: Phone, file: Path) -> None:
     """As it is on the screen, in 128 colours."""
-    data = await phone.page.screenshot()
+    data = await phone.page.screenshot(animations="allow")
     Image.open(io.BytesIO(data)).convert("RGB").quantize(128).save(file, optimize=True)
 
 
@@ -34,6 +36,7 @@ async def writing(phone: Phone, http: str, file: Path) -> None:
     await phone.open(http, delay=20)
     await phone.ask(STACK)
     await phone.until_text(140)
+    await phone.page.evaluate("scrollTo(0, 0)")
     await phone.page.wait_for_function(AHEAD)
     await taken(phone, file)
 
@@ -42,6 +45,7 @@ async def without_link(phone: Phone, proxy: CuttingProxy, out: Path) -> None:
     await phone.open(proxy.address.replace("grpc://", "http://"), delay=20)
     await phone.kept()
     await phone.ask(STACK)
+    await phone.page.evaluate("scrollTo(0, 0)")
     await phone.until_text(120)
     proxy.go_down()
     await phone.until_text(40, "#spans > .unverified")
