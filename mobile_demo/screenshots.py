@@ -33,6 +33,7 @@ async def taken(phone: Phone, file: Path) -> None:
 
 
 async def writing(phone: Phone, http: str, file: Path) -> None:
+    """Drafts run ahead of what is verified."""
     await phone.open(http, delay=20)
     await phone.ask(STACK)
     await phone.until_text(140)
@@ -42,6 +43,7 @@ async def writing(phone: Phone, http: str, file: Path) -> None:
 
 
 async def without_link(phone: Phone, proxy: CuttingProxy, out: Path) -> None:
+    """The link goes away in mid-answer, comes back, and is not there when the page is opened."""
     await phone.open(proxy.address.replace("grpc://", "http://"), delay=20)
     await phone.kept()
     await phone.ask(STACK)
@@ -60,6 +62,7 @@ async def without_link(phone: Phone, proxy: CuttingProxy, out: Path) -> None:
 
 
 async def all_states(browser: Browser, playwright: Playwright, http: str, out: Path) -> None:
+    """Each state on a phone of its own."""
     look: dict[str, Any] = {"viewport": TALL, "device_scale_factor": SCALE}
     for scheme in ("light", "dark"):
         async with opened_phone(browser, playwright, color_scheme=scheme, **look) as phone:
@@ -84,6 +87,7 @@ async def all_states(browser: Browser, playwright: Playwright, http: str, out: P
 
 
 async def main() -> None:
+    """Write them all."""
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "mobile"
     out.mkdir(parents=True, exist_ok=True)
     reference = find_reference(str(ROOT / "reference"))
