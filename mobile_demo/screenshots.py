@@ -17,7 +17,9 @@ from pilotfish.demo.stage import VerifierProcess, exported_draft, find_reference
 from tests.browser.conftest import ARGUMENTS, CHROMIUM
 from tests.browser.phone import Phone, Question, opened_phone
 
-STACK: Final = Question('class Stack:\n    """A stack of items."""\n\n    def __init__(self):\n', max_tokens=240, seed=7)
+STACK: Final = Question(
+    'class Stack:\n    """A stack of items."""\n\n    def __init__(self):\n', max_tokens=200, seed=5
+)
 AHEAD: Final = "() => document.getElementById('ahead').textContent.trim().length > 3"
 SCALE: Final = 1.5
 TALL: Final = {"width": 412, "height": 1180}
@@ -26,22 +28,26 @@ WIDE: Final = {"width": 1180, "height": 860}
 
 async def taken(phone: Phone, file: Path) -> None:
     """As it is on the screen, in 128 colours."""
-    data = await phone.page.screenshot()
+    data = await phone.page.screenshot(animations="allow")
     Image.open(io.BytesIO(data)).convert("RGB").quantize(128).save(file, optimize=True)
 
 
 async def writing(phone: Phone, http: str, file: Path) -> None:
+    """Drafts run ahead of what is verified."""
     await phone.open(http, delay=20)
     await phone.ask(STACK)
     await phone.until_text(140)
+    await phone.page.evaluate("scrollTo(0, 0)")
     await phone.page.wait_for_function(AHEAD)
     await taken(phone, file)
 
 
 async def without_link(phone: Phone, proxy: CuttingProxy, out: Path) -> None:
+    """The link goes away in mid-answer, comes back, and is not there when the page is opened."""
     await phone.open(proxy.address.replace("grpc://", "http://"), delay=20)
     await phone.kept()
     await phone.ask(STACK)
+    await phone.page.evaluate("scrollTo(0, 0)")
     await phone.until_text(120)
     proxy.go_down()
     await phone.until_text(40, "#spans > .unverified")
@@ -56,6 +62,7 @@ async def without_link(phone: Phone, proxy: CuttingProxy, out: Path) -> None:
 
 
 async def all_states(browser: Browser, playwright: Playwright, http: str, out: Path) -> None:
+    """Each state on a phone of its own."""
     look: dict[str, Any] = {"viewport": TALL, "device_scale_factor": SCALE}
     for scheme in ("light", "dark"):
         async with opened_phone(browser, playwright, color_scheme=scheme, **look) as phone:
@@ -80,6 +87,7 @@ async def all_states(browser: Browser, playwright: Playwright, http: str, out: P
 
 
 async def main() -> None:
+    """Write them all."""
     out = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "mobile"
     out.mkdir(parents=True, exist_ok=True)
     reference = find_reference(str(ROOT / "reference"))

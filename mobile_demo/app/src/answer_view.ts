@@ -38,6 +38,7 @@ export class AnswerView {
     this.#aheadSpan.textContent = "";
     this.#sheet.setAttribute("aria-busy", "true");
     this.#sheet.scrollTop = 0;
+    this.#sheet.scrollIntoView({ block: "nearest" });
   }
 
   end(): void {

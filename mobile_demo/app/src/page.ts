@@ -12,8 +12,3 @@ export function say(id: string, text: string): void {
   const found = element(id, HTMLElement);
   if (found.textContent !== text) found.textContent = text;
 }
-
-/** Whether the reader asked for less motion. */
-export function calm(): boolean {
-  return matchMedia("(prefers-reduced-motion: reduce)").matches;
-}
