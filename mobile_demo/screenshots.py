@@ -51,6 +51,7 @@ async def without_link(phone: Phone, proxy: CuttingProxy, out: Path) -> None:
     await phone.until_text(120)
     proxy.go_down()
     await phone.until_text(40, "#spans > .unverified")
+    await phone.until("away")
     await taken(phone, out / "away-light.png")
     proxy.come_up()
     await phone.until("done", "failed")

@@ -111,7 +111,8 @@ class Demo {
   private async write(): Promise<void> {
     if (this.state.busy || this.state.value === "starting") return;
     await this.writing.run(this.form.value);
-    void this.link.ask();
+    this.reachable = await this.link.ask();
+    if (!this.state.busy) showLink(this.reachable ? "connected" : "away");
   }
 }
 
