@@ -106,7 +106,7 @@ async def test_nonsense_is_a_protocol_violation_and_is_not_tried_again(frames: F
 async def test_a_frame_that_is_too_large_ends_the_answer() -> None:
     """grpc.aio tells of it as "Internal error from Core" now and then, which is tried again, a few times."""
     async with hostile(says(opened(), pb.CloudFrame(padding=bytes(MAX_FRAME_BYTES + 1)))) as (address, service):
-        with pytest.raises((ProtocolViolation, Unavailable), match="frame of more than|Internal error from Core"):
+        with pytest.raises((ProtocolViolation, Unavailable), match=r"frame of more than|Internal error from Core"):
             await ask(address)
     assert 1 <= service.streams <= 4
 
