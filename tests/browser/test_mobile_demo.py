@@ -31,7 +31,7 @@ async def test_the_printed_address_works_on_a_phone_and_ctrl_c_ends_all(phone: P
         await phone.page.goto(address)
         assert await phone.until("ready", "alone", "failed") == "ready", await phone.status()
         assert "key" not in phone.page.url  # not to be shared by chance
-        assert await phone.answer(Question())
+        assert await phone.answer(Question(), "device-lockstep")
         assert await phone.texts("accepted")
         await phone.page.reload()  # the key is kept
         await phone.until("ready")

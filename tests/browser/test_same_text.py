@@ -34,7 +34,7 @@ async def test_as_on_the_python_device(
     expected = await text_of_python(verifier, question, draft)
     await phone.open(verifier.http)
     assert await phone.answer(question, arm) == expected
-    if arm in ("device-lockstep", "device-async"):
+    if arm == "device-lockstep":  # in which the cloud waits for drafts, however busy this machine is
         assert await phone.texts("accepted"), "no draft of the phone was ever accepted"
         assert await phone.figure("acceptance") > 0
 
