@@ -37,10 +37,10 @@ $(MOBILE): $(MODULES) $(shell find mobile_demo/app mobile_demo/sdk/src -type f 2
 	cd mobile_demo && node app/build.mjs
 
 node:
-	@node -e 'process.exit(process.versions.node.split(".")[0] < 18 ? 1 : 0)' 2>/dev/null && command -v npm >/dev/null && exit 0; \
+	@node -e 'process.exit(process.versions.node.split(".")[0] < 20 ? 1 : 0)' 2>/dev/null && command -v npm >/dev/null && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends nodejs npm >/dev/null; \
-	else echo "the page is built by Node 18 or newer, with npm. Debian: sudo apt-get install -y nodejs npm"; exit 1; fi
+	else echo "the page is built by Node 20 or newer, with npm. Debian: sudo apt-get install -y nodejs npm"; exit 1; fi
 
 # What the tests of the page run it in.
 browser:
