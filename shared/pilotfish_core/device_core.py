@@ -72,7 +72,7 @@ class DeviceCore:
         self.state = DeviceState.IDLE
         self.counts = DraftCounts()
         self.output = output
-        self.policy = DraftPolicy(config.policy, memory, drafting=drafting, hint=hint)
+        policy = DraftPolicy(config.policy, memory, drafting=drafting, hint=hint)
         self._config = config
         self._prefix = CommittedPrefix(prompt, output, max_tokens)
         self._attempts = Attempts(config.retry, attempt, ticket, jitter or random.Random())
@@ -81,12 +81,21 @@ class DeviceCore:
         self._alone = Alone(config.offline, self._prefix, self.counts, finish_rule)
         self.unverified = self._alone.unverified  # what the app was shown while the link was away, and is not decided
         self._ahead = DraftingAhead(
-            self._prefix, config, self.policy, self._alone, self._acknowledgements, self.counts, active=drafting
+            self._prefix, config, policy, self._alone, self._acknowledgements, self.counts, active=drafting
         )
         self._restored = tuple(unverified)
         self._opening: Opened | None = None  # of the stream, while REPEATING or ASKING
         self._looking = False  # whether commits were taken since it looked ahead
         self._taken: list[tuple[int, int, bool, float]] = []  # of those, what the policy has not been told yet
+
+    @property
+    def policy(self) -> DraftPolicy:
+        """Who decides how far to draft; another one may take its place before the start."""
+        return self._ahead.policy
+
+    @policy.setter
+    def policy(self, policy: DraftPolicy) -> None:
+        self._ahead.policy = policy
 
     @property
     def length(self) -> int:

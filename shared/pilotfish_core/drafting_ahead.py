@@ -39,7 +39,7 @@ class DraftingAhead:
         self.said = Mode()
         self.tail = DraftTail(prefix.length)
         self.flush_at: float | None = None
-        self._prefix, self._config, self._policy, self._alone = prefix, config, policy, alone
+        self._prefix, self._config, self.policy, self._alone = prefix, config, policy, alone
         self._acknowledgements, self._counts = acknowledgements, counts
         self._turn = False  # in lockstep: whether a commit has come that was not answered yet
         self._granted = config.window  # draft tokens that the cloud takes
@@ -54,8 +54,8 @@ class DraftingAhead:
         self._granted = min(self._config.window, message.max_draft_tokens)
         self._max_length = message.max_model_len
         self.tail.new_stream()
-        self._policy.reconnected()
-        self._policy.offered(message.cloud_draft)
+        self.policy.reconnected()
+        self.policy.offered(message.cloud_draft)
         self.refill()
         self.cut()
         self._turn = False  # the first token comes from the prefill, without a draft
@@ -67,9 +67,9 @@ class DraftingAhead:
 
     def steer(self) -> list[Action]:
         """Say so when the policy wants another mode than the cloud knows. For an open stream only."""
-        if self._policy.mode == self.said:
+        if self.policy.mode == self.said:
             return []
-        self.said = self._policy.mode
+        self.said = self.policy.mode
         self._turn = False
         return [SendMode(self.said)]
 
@@ -80,7 +80,7 @@ class DraftingAhead:
             self._turn = True
             if self.limit <= len(self.tail):
                 actions += self._answer()  # there is nothing to draft: the cloud must not wait for it
-        elif self.flush_at is None and self.tail.unsent and not self._policy.paused:
+        elif self.flush_at is None and self.tail.unsent and not self.policy.paused:
             actions += self.flush()  # drafted while paused
         return actions
 
@@ -128,7 +128,7 @@ class DraftingAhead:
             room = min(room, self._max_length - self._prefix.length)
         if self._alone.away:
             return max(room, 0)
-        window = self._config.window if self._alone.unverified.tokens else self._policy.window  # drafted already
+        window = self._config.window if self._alone.unverified.tokens else self.policy.window  # drafted already
         return max(min(window, self._granted, room - 1), 0)
 
     def task(self, now: float) -> DraftTask | None:
@@ -142,7 +142,7 @@ class DraftingAhead:
             count = count if self._turn else 0
         else:
             in_flight = self.tail.in_flight + self.tail.unsent
-            count = min(max(self._config.draft_chunk, self._policy.burst(in_flight)), count)
+            count = min(max(self._config.draft_chunk, self.policy.burst(in_flight)), count)
         if count <= 0:
             return None
         synced = self.tail.synced
@@ -160,7 +160,7 @@ class DraftingAhead:
         (task, epoch, began), self._task = self._task, None
         self._counts.drafted += len(tokens)
         if len(task.extend) <= PREFILL:
-            self._policy.drafted(len(tokens), now - began)
+            self.policy.drafted(len(tokens), now - began)
         if not wanted:
             return
         fresh = tuple(tokens)
@@ -176,7 +176,7 @@ class DraftingAhead:
         self._task = None
         self.active = False
         self.forget()
-        self._policy.drafter_failed()
+        self.policy.drafter_failed()
 
     def ask_again(self) -> None:
         """A drafter that had nothing to propose may have something now."""
@@ -211,18 +211,18 @@ class DraftingAhead:
         self.cut()
         if self.said.pacing is Pacing.LOCKSTEP:
             return self._answer() if streaming and self._turn else []
-        if not streaming or not self.tail.unsent or self._policy.paused:
+        if not streaming or not self.tail.unsent or self.policy.paused:
             return []
         if self._dry or len(self.tail) >= self.limit:
             return self.flush()
         if self.flush_at is None:
-            self.flush_at = now + self._policy.gather_s(self.tail.in_flight)
+            self.flush_at = now + self.policy.gather_s(self.tail.in_flight)
         return self.flush() if now >= self.flush_at else []
 
     def flush(self) -> list[Action]:
         """Send what has not been sent of the tail."""
         self.flush_at = None
-        return [] if self._policy.paused or not self.tail.unsent else self._send_run()
+        return [] if self.policy.paused or not self.tail.unsent else self._send_run()
 
     def _answer(self) -> list[Action]:
         """In lockstep: the draft, or that there is none, so that the cloud goes on; which it does by itself while it
