@@ -217,7 +217,6 @@ class CloudCore:
         """A draft run arrived. Raises ProtocolViolation (see DraftBuffer.receive)."""
         if self.state is not CloudState.RUNNING:
             return RunFate.STALE
-        self._absent = False
         opens = run.branch > self._buffer.branch
         fate = self._buffer.receive(run)
         for counts in (self.counts, self._totals):
@@ -226,6 +225,8 @@ class CloudCore:
             self.response.opened(run.start, len(run.tokens), now)
         elif fate is RunFate.KEPT:
             self.response.continued(len(run.tokens), now)
+        if opens or fate is RunFate.KEPT:  # stale runs say nothing of a device that can take its turn
+            self._absent = False
         if fate is RunFate.KEPT:
             self._turn_until = None
         return fate

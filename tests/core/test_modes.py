@@ -11,7 +11,7 @@ from pilotfish_core.cloud_core import CloudLimits
 from pilotfish_core.device_actions import DeviceConfig, SendDraft, SendHint, SendMode
 from pilotfish_core.device_core import DeviceCore
 from pilotfish_core.draft_policy import DraftPolicy, DraftPolicyConfig, DraftReason, PolicyMemory
-from pilotfish_core.drafts import Commit, DraftRun, Origin
+from pilotfish_core.drafts import Commit, DraftRun, Origin, RunFate
 from pilotfish_core.goodput import Pipeline, best_lockstep, best_own_draft, lockstep_rate
 from pilotfish_core.messages import Opened
 from pilotfish_core.modes import Advice, Arm, CloudDraft, Hint, Mode, Objective, Pacing
@@ -287,6 +287,22 @@ def test_a_device_that_let_its_turn_pass_is_not_waited_for_until_it_is_back() ->
     core.draft(8, late)
     core.step([8], late)
     assert core.held(late)
+
+
+def test_stale_runs_do_not_make_the_cloud_wait_again() -> None:
+    """Or a peer could hold a seat for two seconds a token, at the price of a run that costs it nothing."""
+    core = sequence("a", [1, 2, 3], 30).core
+    core.steer(Mode(Pacing.LOCKSTEP), 0.0)
+    core.receive(DraftRun(5, 3, (1,)), 0.0)
+    core.draft(8, 0.0)
+    core.step([5, 0], 1.0)
+    late = 1.0 + CloudLimits().lockstep_timeout_s
+    assert not core.held(late)
+    for token in (6, 7):
+        assert core.receive(DraftRun(1, 3, (1,)), late) is RunFate.STALE
+        core.draft(8, late)
+        core.step([token], late)
+        assert not core.held(late)
 
 
 def test_what_the_cloud_drafts_is_no_draft_to_the_device() -> None:
