@@ -154,8 +154,10 @@ class _Connection:
         proxy.counts.connections += 1
         # The handshake that the kernel has done already.
         self._up.began = self._down.began = proxy._loop.time() + proxy.spec.rtt_at(proxy.age_s)[0]
+        # Until there is somewhere to send it. Early releases of Python 3.11 read on after a pause that comes this soon.
+        self._up.block(True)
         if near.transport is not None:
-            near.transport.pause_reading()  # until there is somewhere to send it
+            near.transport.pause_reading()
         self._connecting = proxy._loop.create_task(self._connect())
 
     async def _connect(self) -> None:
@@ -170,6 +172,7 @@ class _Connection:
             if far.transport is not None:
                 far.transport.abort()
         elif self.near.transport is not None:
+            self._up.block(False)
             self.near.transport.resume_reading()
 
     def _ended(self, sink: End) -> None:
